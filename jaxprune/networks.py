@@ -1,0 +1,252 @@
+"""Dense and convolutional stacks without biases, as in the paper: `F(x) = W_l s(... s(W_1 x))`.
+
+Everything here is about ONE network and ONE input; batches are made elsewhere by `vmap`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import activations, validation
+from jaxprune.activations import Activation
+from jaxprune.types import Params
+
+PADDINGS = ("SAME", "VALID", "CIRCULAR")
+MAX_WEIGHTS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Dense:
+    """`y = W x` with `W` of shape `(d_out, d_in)`; an image at the input is flattened."""
+
+    d_in: int
+    d_out: int
+    kind: str = field(default="dense", init=False)
+
+    @property
+    def weight_shape(self):
+        return (self.d_out, self.d_in)
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        return self.d_in, self.d_out
+
+    @property
+    def out_shape(self):
+        return (self.d_out,)
+
+    def __call__(self, w: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.matmul(w, x.reshape(-1), precision=jax.lax.Precision.HIGHEST)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Cross-correlation of a `(c_in, h, w)` image with a `(c_out, c_in, k, k)` kernel.
+
+    Attributes:
+      size: `(h, w)` of the input.
+      padding: "SAME" (`(k-1)//2` zeros before and `k//2` after, at every stride), "CIRCULAR" (the
+        same rows from the periodic image) or "VALID" (none).
+    """
+
+    c_in: int
+    c_out: int
+    kernel: int
+    size: tuple[int, int]
+    stride: int = 1
+    padding: str = "SAME"
+    kind: str = field(default="conv", init=False)
+
+    @property
+    def weight_shape(self):
+        return (self.c_out, self.c_in, self.kernel, self.kernel)
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        return self.c_in * self.kernel**2, self.c_out * self.kernel**2
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """Rows added before and after the image along each axis."""
+        if self.padding == "VALID":
+            return (0, 0)
+        return ((self.kernel - 1) // 2, self.kernel // 2)
+
+    @property
+    def out_shape(self):
+        sides = [(side + sum(self.pads) - self.kernel) // self.stride + 1 for side in self.size]
+        return (self.c_out, *sides)
+
+    def __call__(self, w: jax.Array, x: jax.Array) -> jax.Array:
+        # One matrix product over gathered patches: under vmap over kernels it stays a batched
+        # product, where a convolution would become a slow grouped one.
+        mode = "wrap" if self.padding == "CIRCULAR" else "constant"
+        x = jnp.pad(x, ((0, 0), self.pads, self.pads), mode=mode)
+        _, rows, columns = self.out_shape
+        s = self.stride
+        patches = jnp.stack(
+            [
+                x[:, i : i + s * (rows - 1) + 1 : s, j : j + s * (columns - 1) + 1 : s]
+                for i in range(self.kernel)
+                for j in range(self.kernel)
+            ],
+            axis=1,
+        ).reshape(-1, rows * columns)
+        y = jnp.matmul(w.reshape(self.c_out, -1), patches, precision=jax.lax.Precision.HIGHEST)
+        return y.reshape(self.out_shape)
+
+
+Layer = Dense | Conv
+
+
+@dataclass(frozen=True)
+class Network:
+    """A stack of linear layers with one activation between them; static and hashable.
+
+    Attributes:
+      layers: first to last.
+      activation: after every layer but the last.
+      in_shape: `(d,)` or `(c, h, w)` of one input.
+    """
+
+    layers: tuple[Layer, ...]
+    activation: Activation
+    in_shape: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`("dense1", "dense2", ...)`: kind and 1-based position, as in the paper's W_i."""
+        return tuple(f"{layer.kind}{i}" for i, layer in enumerate(self.layers, start=1))
+
+    @property
+    def weight_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(layer.weight_shape for layer in self.layers)
+
+    @property
+    def weight_counts(self) -> tuple[int, ...]:
+        """Number of weights of each layer, `D_i`."""
+        return tuple(math.prod(shape) for shape in self.weight_shapes)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.layers[-1].out_shape
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Features (dense) or channels (convolution) at the input and after each layer."""
+        return (self.in_shape[0], *(layer.out_shape[0] for layer in self.layers))
+
+    def __call__(self, params: Params, x: jax.Array) -> jax.Array:
+        """`F(x)` for one input of shape `in_shape`."""
+        for layer, w in zip(self.layers[:-1], params[:-1], strict=True):
+            x = self.activation.fn(layer(w, x))
+        return self.layers[-1](params[-1], x)
+
+
+def dense(widths: Sequence[int], activation: Activation = activations.relu) -> Network:
+    """A fully connected network.
+
+    Args:
+      widths: `(d_0, ..., d_l)`, input to output.
+      activation: between the layers.
+
+    Raises:
+      ValueError: fewer than two widths, or a width below 1.
+    """
+    if len(widths) < 2:
+        raise ValueError(f"widths = {tuple(widths)!r}: at least two widths are needed")
+    widths = [validation.integer("width", d, 1) for d in widths]
+    layers = tuple(Dense(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return _checked(Network(layers, activation, (widths[0],)))
+
+
+def convolutional(
+    channels: Sequence[int],
+    size: int,
+    kernel: int = 3,
+    *,
+    strides: Sequence[int] | int = 1,
+    padding: str = "SAME",
+    outputs: int | None = None,
+    activation: Activation = activations.relu,
+) -> Network:
+    """A stack of convolutions over square images, with a dense read-out if `outputs` is given.
+
+    Args:
+      channels: `(c_0, ..., c_l)`, input to the last convolution.
+      size: side of the input image in pixels.
+      kernel: side of every kernel.
+      strides: one for all layers, or one a layer.
+      padding: "SAME", "VALID" or "CIRCULAR".
+      outputs: width of a dense layer on the flattened last image; None for none.
+      activation: between the layers.
+
+    Raises:
+      ValueError: a number below 1, an unknown padding, or an image smaller than a kernel.
+    """
+    if len(channels) < 2:
+        raise ValueError(f"channels = {tuple(channels)!r}: at least two numbers are needed")
+    channels = [validation.integer("channels", c, 1) for c in channels]
+    side = validation.integer("size", size, 1)
+    kernel = validation.integer("kernel", kernel, 1)
+    validation.choice("padding", padding, PADDINGS)
+    count = len(channels) - 1
+    strides = [strides] * count if isinstance(strides, int) else list(strides)
+    if len(strides) != count:
+        raise ValueError(f"strides = {strides!r}: one a convolution ({count}) is needed")
+    layers: list[Layer] = []
+    for c_in, c_out, stride in zip(channels[:-1], channels[1:], strides, strict=True):
+        if kernel > side:
+            raise ValueError(f"kernel = {kernel}: at most the image's side {side} is allowed")
+        stride = validation.integer("stride", stride, 1)
+        layers.append(Conv(c_in, c_out, kernel, (side, side), stride, padding))
+        side = layers[-1].out_shape[1]
+    if outputs is not None:
+        outputs = validation.integer("outputs", outputs, 1)
+        layers.append(Dense(math.prod(layers[-1].out_shape), outputs))
+    return _checked(Network(tuple(layers), activation, (channels[0], size, size)))
+
+
+def _checked(network: Network) -> Network:
+    for name, count in zip(network.names, network.weight_counts, strict=True):
+        if count > MAX_WEIGHTS:
+            raise ValueError(f"{name} has {count} weights: at most {MAX_WEIGHTS} are allowed")
+    return network
+
+
+def select_layers(
+    network: Network, which: str | Sequence[str] | Callable[[str], bool] = "middle"
+) -> tuple[bool, ...]:
+    """Which layers are pruned.
+
+    Args:
+      network: the network.
+      which: "middle" (all but the first and the last, as in the paper), "all", a list of layer
+        names, or a predicate on the name.
+
+    Returns:
+      One Boolean a layer.
+
+    Raises:
+      ValueError: an unknown name, or no layer chosen.
+    """
+    names = network.names
+    if which == "middle":
+        chosen = tuple(0 < i < len(names) - 1 for i in range(len(names)))
+    elif which == "all":
+        chosen = (True,) * len(names)
+    elif callable(which):
+        chosen = tuple(bool(which(name)) for name in names)
+    elif isinstance(which, str):
+        validation.choice("layers", which, ("middle", "all", *names))
+        chosen = tuple(name == which for name in names)
+    else:
+        for name in which:
+            validation.choice("layers", name, names)
+        chosen = tuple(name in which for name in names)
+    if not any(chosen):
+        raise ValueError(f"layers = {which!r}: chooses none of {', '.join(names)}")
+    return chosen

@@ -1,0 +1,29 @@
+"""Names that several rooms of the package share.
+
+Letters in shapes, everywhere: `l` layers, `d` features, `c` channels, `n` inputs, `k` kernel side.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+Key = jax.Array
+"""A typed `threefry2x32` key."""
+
+Params = tuple[jax.Array, ...]
+"""One weight array a layer: `(d_out, d_in)` for dense, `(c_out, c_in, k, k)` for convolution."""
+
+Masks = tuple[jax.Array, ...]
+"""One Boolean array a layer, of the weights' shape; True marks a weight that is kept."""
+
+
+class Gap(NamedTuple):
+    """A bracket of the gap of one pair: `lower <= sup ||F(x) - f(x)|| <= upper`.
+
+    Attributes:
+      lower: `()` distance found at one input of the domain, evaluated in float32.
+      upper: `()` proven bound (unit ball) or the exact maximum (finite data set).
+    """
+
+    lower: jax.Array
+    upper: jax.Array

@@ -1,0 +1,51 @@
+"""Checks of arguments at the public edge: one clear line that names argument, value and range.
+
+JAX wraps oversized integers without a word (`jax.random.key(2**32)` equals `key(0)`), so every
+public integer passes through here before it meets JAX.
+"""
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+
+def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
+    """`value` as a Python int in `[low, high]`; booleans and floats are refused."""
+    allowed = f"an integer from {low} to {high}"
+    if isinstance(value, bool):
+        raise ValueError(f"{name} = {value!r}: {allowed} is needed")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} = {value!r}: {allowed} is needed") from None
+    if not low <= number <= high:
+        raise ValueError(f"{name} = {value!r}: {allowed} is needed")
+    return number
+
+
+def real(name: str, value: Any, low: float, high: float, *, open: bool = True) -> float:
+    """`value` as a finite float in `(low, high)`, or in `[low, high]` if not `open`."""
+    left, right = ("(", ")") if open else ("[", "]")
+    allowed = f"a finite number in {left}{low:g}, {high:g}{right}"
+    if math.isinf(high):
+        allowed = f"a finite number {'above' if open else 'of at least'} {low:g}"
+    try:
+        number = float("nan") if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    inside = low < number < high if open else low <= number <= high
+    if not (inside and math.isfinite(number)):
+        raise ValueError(f"{name} = {value!r}: {allowed} is needed")
+    return number
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """`value` if it is one of `allowed`; otherwise an error that suggests the nearest."""
+    names = list(allowed)
+    if isinstance(value, str) and value in names:
+        return value
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"{name} = {value!r}: one of {', '.join(names)} is needed{hint}")
