@@ -3,6 +3,7 @@
 Everything here is about ONE network and ONE input; batches are made elsewhere by `vmap`.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ def dense(widths: Sequence[int], activation: Activation = activations.relu) -> N
     if len(widths) < 2:
         raise ValueError(f"widths = {tuple(widths)!r}: at least two widths are needed")
     widths = [validation.integer("width", d, 1) for d in widths]
-    layers = tuple(Dense(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    layers = tuple(Dense(a, b) for a, b in itertools.pairwise(widths))
     return _checked(Network(layers, activation, (widths[0],)))
 
 

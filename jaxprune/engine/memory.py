@@ -1,0 +1,61 @@
+"""How many trials one block holds, from a budget of bytes."""
+
+import math
+import os
+
+import jax
+
+from jaxprune.engine.trial import Design
+from jaxprune.gaps.norms import torus
+from jaxprune.networks import Conv, Network
+
+CPU_BLOCK_BYTES = 32 * 2**20
+"""Past a few times the caches, a larger block only costs page faults on a CPU."""
+
+MAX_BLOCK = 4096
+_FLOAT = 4
+
+
+def device_bytes(device: jax.Device) -> int:
+    """Memory that a run may use: 80 % of what the device, or the host of a CPU, has."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if not limit:
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(0.8 * limit)
+
+
+def trial_bytes(design: Design, inputs: int) -> int:
+    """Rough size of one trial's arrays, in Python integers (nothing here can wrap).
+
+    Args:
+      design: the trial.
+      inputs: how many inputs pass through the network at once.
+    """
+    network = design.network
+    weights = sum(network.weight_counts)
+    features = math.prod(network.in_shape)
+    for layer in network.layers:
+        # a, d, h and e of a layer, and the patches that a convolution gathers of h and e.
+        copies = 2 * layer.kernel**2 if isinstance(layer, Conv) else 2
+        features += (2 + copies) * math.prod(layer.out_shape)
+    total = 6 * weights + inputs * features
+    if design.ball:
+        total += _norm_floats(network)
+    return _FLOAT * total
+
+
+def _norm_floats(network: Network) -> int:
+    total = 0
+    for layer in network.layers:
+        if isinstance(layer, Conv):
+            frequencies = math.prod(torus(layer)) // 2 + 1
+            total += 4 * frequencies * (4 * layer.c_in * layer.c_out)
+        else:
+            total += 3 * min(layer.weight_shape) ** 2
+    return total
+
+
+def block_size(design: Design, inputs: int, budget: int) -> int:
+    """The largest power of two of trials that the budget holds, at least 1."""
+    fitting = max(1, min(MAX_BLOCK, budget // trial_bytes(design, inputs)))
+    return 2 ** int(math.log2(fitting))

@@ -1,0 +1,131 @@
+"""One trial: sample a target, prune it, bracket the gap of the pair. Pure, no batch axis."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import laws
+from jaxprune.engine import keys
+from jaxprune.engine.keys import TrialId
+from jaxprune.gaps import UnitBall, measure_ball, measure_rows, removed_part
+from jaxprune.laws import Family
+from jaxprune.networks import Network
+from jaxprune.pruning import Pruning
+from jaxprune.types import Key, Params
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is compiled: everything about a trial but its numbers.
+
+    Attributes:
+      network: the architecture.
+      family: of the weights; None if the targets are given.
+      pruning: the method.
+      pruned: one Boolean a layer.
+      ball: how the gap over the unit ball is bracketed; None if it is taken over given rows.
+    """
+
+    network: Network
+    family: Family | None
+    pruning: Pruning
+    pruned: tuple[bool, ...]
+    ball: UnitBall | None
+
+
+class Numbers(NamedTuple):
+    """What varies without compiling again.
+
+    Attributes:
+      root: the root key.
+      levels: int32 `(l,)`, from `Pruning.level`; ignored where a layer is not pruned.
+      scales: float32 `(l,)`, from `Law.scale`; None if the targets are given.
+      targets: given targets, each array with a leading axis of trials; None if sampled.
+      rows: `(n, *in_shape)` inputs over which the gap is taken; None for the unit ball.
+      labelled: `((m, *in_shape), int32 (m,))` on which accuracy is counted, or None.
+    """
+
+    root: Key
+    levels: jax.Array
+    scales: jax.Array | None = None
+    targets: Params | None = None
+    rows: jax.Array | None = None
+    labelled: tuple[jax.Array, jax.Array] | None = None
+
+
+class Trial(NamedTuple):
+    """What one trial yields; `()` arrays, `(trials,)` after batching.
+
+    Attributes:
+      finite: every weight, and both ends of the bracket, are finite numbers.
+      lower: lower end of the gap's bracket.
+      upper: upper end.
+      sampled: largest distance over the sampled inputs alone.
+      mean_square: squared distance per output, averaged over those inputs.
+      target_correct: int32, labelled inputs that the target classifies correctly (0 if none).
+      pruned_correct: the same for the pruned network.
+    """
+
+    finite: jax.Array
+    lower: jax.Array
+    upper: jax.Array
+    sampled: jax.Array
+    mean_square: jax.Array
+    target_correct: jax.Array
+    pruned_correct: jax.Array
+
+
+def target(design: Design, numbers: Numbers, trial: TrialId) -> Params:
+    """The target's weights in one trial."""
+    if design.family is None:
+        return jax.tree.map(lambda w: w[trial[1]], numbers.targets)
+    return tuple(
+        laws.sample(
+            design.family,
+            numbers.scales[i],
+            jax.random.bits(keys.trial_key(numbers.root, keys.WEIGHTS, i, trial), shape),
+        )
+        for i, shape in enumerate(design.network.weight_shapes)
+    )
+
+
+def masks(
+    design: Design, numbers: Numbers, params: Params, trial: TrialId
+) -> tuple[jax.Array | None, ...]:
+    """One mask a layer, True where a weight is kept; None for a layer that is left alone."""
+    return tuple(
+        design.pruning.mask(
+            keys.trial_key(numbers.root, keys.MASK, i, trial), w, numbers.levels[i]
+        )
+        if pruned
+        else None
+        for i, (w, pruned) in enumerate(zip(params, design.pruned, strict=True))
+    )
+
+
+def run_trial(design: Design, numbers: Numbers, trial: TrialId) -> Trial:
+    """Samples, prunes and measures the pair of one trial."""
+    network = design.network
+    params = target(design, numbers, trial)
+    removed = removed_part(params, masks(design, numbers, params, trial))
+    if design.ball:
+        key = keys.trial_key(numbers.root, keys.INPUTS, 0, trial)
+        gap, sampled, mean_square = measure_ball(design.ball, key, network, params, removed)
+    else:
+        gap, sampled, mean_square = measure_rows(numbers.rows, network, params, removed)
+    # A ReLU may hide an infinite weight from the outputs: look at the weights themselves.
+    finite = jnp.isfinite(gap.lower) & jnp.isfinite(gap.upper)
+    for w in params:
+        finite &= jnp.all(jnp.isfinite(w))
+    correct = jnp.int32(0), jnp.int32(0)
+    if numbers.labelled is not None:
+        kept = tuple(w if p is None else w - p for w, p in zip(params, removed, strict=True))
+        correct = tuple(_correct(network, ws, *numbers.labelled) for ws in (params, kept))
+    return Trial(finite, gap.lower, gap.upper, sampled, mean_square, *correct)
+
+
+def _correct(network, params, x, labels):
+    outputs = jax.vmap(network, in_axes=(None, 0))(params, x)
+    return jnp.sum(jnp.argmax(outputs, axis=1) == labels, dtype=jnp.int32)

@@ -1,0 +1,50 @@
+"""The difference of a network and its pruned copy, carried through the layers.
+
+Subtracting two nearly equal outputs loses the digits of a small gap. With `a = W h`, `P` the
+removed part of `W` and `e` the difference of the hidden states, the recursion
+
+    d = W e + P (h - e),    e' = s(a) - s(a - d)
+
+never subtracts nearly equal numbers.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.networks import Network
+from jaxprune.types import Params
+
+Removed = tuple[jax.Array | None, ...]
+"""The removed part `P_i = W_i - W_i * M_i` of each layer; None where nothing is ever removed."""
+
+
+def removed_part(params: Params, masks: tuple[jax.Array | None, ...]) -> Removed:
+    """`P_i`, exactly; a mask of None means a layer that is left alone."""
+    return tuple(
+        None if mask is None else jnp.where(mask, 0.0, w)
+        for w, mask in zip(params, masks, strict=True)
+    )
+
+
+def difference(network: Network, params: Params, removed: Removed, x: jax.Array) -> jax.Array:
+    """`F(x) - f(x)` for one input.
+
+    Args:
+      network: the network.
+      params: the target's weights.
+      removed: from `removed_part`.
+      x: of shape `network.in_shape`.
+
+    Returns:
+      Array of shape `network.out_shape`.
+    """
+    h, e = x, None  # e of None: no difference so far, whatever x
+    d = None
+    for layer, w, p in zip(network.layers, params, removed, strict=True):
+        a = layer(w, h)
+        d = None if e is None else layer(w, e)
+        if p is not None:
+            d = layer(p, h) if e is None else d + layer(p, h - e)
+        e = None if d is None else network.activation.difference(a, d)
+        h = network.activation.fn(a)
+    return jnp.zeros(network.out_shape, x.dtype) if d is None else d

@@ -1,0 +1,45 @@
+"""What a pruning method is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+
+from jaxprune.laws import Family
+from jaxprune.pruning.amounts import Amount
+from jaxprune.types import Key
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """A pruning method, one layer at a time.
+
+    Attributes:
+      name: what the field calls it.
+      level: `(amount, size) -> int`; the amount as the one whole number that `mask` takes, so
+        that every amount runs the same compiled program.
+      mask: `(key, w, level) -> bool` of w's shape, True where a weight is kept; deterministic
+        methods ignore the key.
+      sparsity: `(amount, size)`; the (expected) fraction removed.
+      kept_energy: `(family, sparsity) -> E[w^2 mask] / E w^2`, which is all that the gap of an
+        infinitely wide network depends on.
+    """
+
+    name: str
+    level: Callable[[Amount, int], int]
+    mask: Callable[[Key, jax.Array, jax.Array], jax.Array]
+    sparsity: Callable[[Amount, int], float]
+    kept_energy: Callable[[Family, float], float]
+
+    def __str__(self):
+        return self.name
+
+
+def exact_count(amount: Amount, size: int) -> int:
+    """Level of a method that removes an exact number of weights."""
+    return amount.count(size)
+
+
+def exact_sparsity(amount: Amount, size: int) -> float:
+    """Sparsity of a method that removes an exact number of weights."""
+    return amount.count(size) / size
