@@ -140,6 +140,18 @@ class Network:
         """Features (dense) or channels (convolution) at the input and after each layer."""
         return (self.in_shape[0], *(layer.out_shape[0] for layer in self.layers))
 
+    def __str__(self):
+        widths = "-".join(str(d) for d in self.widths)
+        text = f"{self.layers[0].kind} {widths}"
+        conv = self.layers[0]
+        if isinstance(conv, Conv):
+            text += f", {conv.kernel}x{conv.kernel} on {conv.size[0]}x{conv.size[1]}"
+            text += f", {conv.padding.lower()} padding"
+            strides = [layer.stride for layer in self.layers if isinstance(layer, Conv)]
+            if max(strides) > 1:
+                text += f", strides {'-'.join(map(str, strides))}"
+        return f"{text}, {self.activation}"
+
     def __call__(self, params: Params, x: jax.Array) -> jax.Array:
         """`F(x)` for one input of shape `in_shape`."""
         for layer, w in zip(self.layers[:-1], params[:-1], strict=True):

@@ -9,7 +9,7 @@ from jaxprune.engine.trial import Design
 from jaxprune.gaps.norms import torus
 from jaxprune.networks import Conv, Network
 
-CPU_BLOCK_BYTES = 32 * 2**20
+CPU_BLOCK_BYTES = 16 * 2**20
 """Past a few times the caches, a larger block only costs page faults on a CPU."""
 
 MAX_BLOCK = 4096
@@ -55,7 +55,18 @@ def _norm_floats(network: Network) -> int:
     return total
 
 
-def block_size(design: Design, inputs: int, budget: int) -> int:
-    """The largest power of two of trials that the budget holds, at least 1."""
+def check(design: Design, inputs: int, device: jax.Device) -> None:
+    """Refuses, with a ValueError, a network of which one trial does not fit on the device."""
+    needed, limit = trial_bytes(design, inputs), device_bytes(device)
+    if needed > limit:
+        raise ValueError(
+            f"{design.network}: one trial needs about {needed / 2**30:.1f} GiB, "
+            f"at most {limit / 2**30:.1f} GiB is allowed here"
+        )
+
+
+def block_size(design: Design, inputs: int, device: jax.Device) -> int:
+    """The largest power of two of trials within the device's budget, at least 1."""
+    budget = CPU_BLOCK_BYTES if device.platform == "cpu" else device_bytes(device) // 4
     fitting = max(1, min(MAX_BLOCK, budget // trial_bytes(design, inputs)))
     return 2 ** int(math.log2(fitting))

@@ -1,5 +1,6 @@
 """Many trials: the only place where trials are batched."""
 
+import collections
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,17 +76,11 @@ def prepare(
     if labelled is not None:
         x, y = _inputs("labelled", labelled[0], network), np.asarray(labelled[1], np.int32)
         if y.shape != (len(x),):
-            raise ValueError(f"labels of shape {y.shape}: one for each of {len(x)} inputs is needed")
+            raise ValueError(f"labels of shape {y.shape}: one for each of {len(x)} is needed")
         labelled = jnp.asarray(x), jnp.asarray(y)
         inputs = max(inputs, len(x))
     device = jax.devices()[0]
-    limit = memory.device_bytes(device)
-    needed = memory.trial_bytes(design, inputs)
-    if needed > limit:
-        raise ValueError(
-            f"network with {sum(network.weight_counts)} weights: one trial needs about "
-            f"{needed / 2**30:.1f} GiB, at most {limit / 2**30:.1f} GiB is allowed here"
-        )
+    memory.check(design, inputs, device)
     numbers = Numbers(
         root,
         jnp.asarray(levels, jnp.int32),
@@ -95,8 +90,7 @@ def prepare(
         labelled=labelled,
     )
     if block is None:
-        budget = memory.CPU_BLOCK_BYTES if device.platform == "cpu" else limit // 4
-        block = memory.block_size(design, inputs, budget)
+        block = memory.block_size(design, inputs, device)
     return Plan(design, numbers, validation.integer("block", block, 1, 2**24))
 
 
@@ -154,7 +148,7 @@ def simulate(
     )
     given = plan.numbers.targets
     if given is not None and len(given[0]) < trials:
-        raise ValueError(f"trials = {trials}: at most the {len(given[0])} given targets are allowed")
+        raise ValueError(f"trials = {trials}: there are {len(given[0])} targets")
     tally = Tally(eps)
     for ids, block_trials in run_blocks(plan, trials):
         tally += Tally.of(eps, ids, block_trials)
@@ -175,16 +169,20 @@ def run_blocks(plan: Plan, trials: int):
 
     # Two blocks in flight keep the device busy while the host tallies.
     with ThreadPoolExecutor(2) as pool:
-        starts = iter(range(0, trials, block))
-        pending = [(start, pool.submit(one, start)) for start, _ in zip(starts, range(2))]
-        while pending:
-            start, future = pending.pop(0)
-            result = future.result()
-            for following in starts:
-                pending.append((following, pool.submit(one, following)))
-                break
-            count = min(block, trials - start)
-            yield range(start, start + count), Trial(*(field[:count] for field in result))
+        running = collections.deque()
+        for start in range(0, trials, block):
+            running.append((start, pool.submit(one, start)))
+            if len(running) == 2:
+                yield _cut(*running.popleft(), trials)
+        while running:
+            yield _cut(*running.popleft(), trials)
+
+
+def _cut(start, future, trials):
+    """A block's ids and results without the padding past the last trial."""
+    result = future.result()
+    ids = range(start, min(start + len(result.lower), trials))
+    return ids, Trial(*(field[: len(ids)] for field in result))
 
 
 def _inputs(name, x, network):

@@ -96,9 +96,7 @@ def masks(
 ) -> tuple[jax.Array | None, ...]:
     """One mask a layer, True where a weight is kept; None for a layer that is left alone."""
     return tuple(
-        design.pruning.mask(
-            keys.trial_key(numbers.root, keys.MASK, i, trial), w, numbers.levels[i]
-        )
+        design.pruning.mask(keys.trial_key(numbers.root, keys.MASK, i, trial), w, numbers.levels[i])
         if pruned
         else None
         for i, (w, pruned) in enumerate(zip(params, design.pruned, strict=True))

@@ -5,11 +5,11 @@ Gram matrix approaches it from above: with `B_0 = A / s` and `B_(j+1) = B_j^T B_
 
     ||B_j||^2 = c_j ||B_(j+1)||,    ||B_J|| <= ||B_J||_F,
 
-which after 1 + 6 products is the Schatten-256 norm of A, at most `rank^(1/256)` too large. It is made
-of matrix products only, and its rounding has a simple bound (Higham 2002, section 3.5): whatever
-the order of summation, a float32 product of inner length L errs by at most `g(L) |B|^T |B|`
-entrywise, hence by `g(L) ||B||_F^2` in norm, where `g(L) = L u / (1 - L u)` and `u = 2^-24`. The
-scales s and c_j are powers of two, so they cost no rounding.
+which after 1 + 6 products is the Schatten-256 norm of A, at most `rank^(1/256)` too large. It is
+made of matrix products only, and its rounding has a simple bound (Higham 2002, section 3.5):
+whatever the order of summation, a float32 product of inner length L errs by at most
+`g(L) |B|^T |B|` entrywise, hence by `g(L) ||B||_F^2` in norm, where `g(L) = L u / (1 - L u)` and
+`u = 2^-24`. The scales s and c_j are powers of two, so they cost no rounding.
 """
 
 import functools

@@ -20,7 +20,7 @@ class Pruning:
         that every amount runs the same compiled program.
       mask: `(key, w, level) -> bool` of w's shape, True where a weight is kept; deterministic
         methods ignore the key.
-      sparsity: `(amount, size)`; the (expected) fraction removed.
+      removed: `(amount, size)`; the number of weights removed, expected if it is random.
       kept_energy: `(family, sparsity) -> E[w^2 mask] / E w^2`, which is all that the gap of an
         infinitely wide network depends on.
     """
@@ -28,7 +28,7 @@ class Pruning:
     name: str
     level: Callable[[Amount, int], int]
     mask: Callable[[Key, jax.Array, jax.Array], jax.Array]
-    sparsity: Callable[[Amount, int], float]
+    removed: Callable[[Amount, int], float]
     kept_energy: Callable[[Family, float], float]
 
     def __str__(self):
@@ -36,10 +36,5 @@ class Pruning:
 
 
 def exact_count(amount: Amount, size: int) -> int:
-    """Level of a method that removes an exact number of weights."""
+    """Level, and number removed, of a method that removes an exact number of weights."""
     return amount.count(size)
-
-
-def exact_sparsity(amount: Amount, size: int) -> float:
-    """Sparsity of a method that removes an exact number of weights."""
-    return amount.count(size) / size

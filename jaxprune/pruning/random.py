@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxprune.pruning.base import Pruning, exact_count, exact_sparsity
+from jaxprune.pruning.base import Pruning, exact_count
 from jaxprune.pruning.selection import smallest
 
 COIN_BITS = 30  # the level of a certain removal, 2^30, still fits int32
@@ -31,14 +31,14 @@ def _kept_energy(family, sparsity):
     return 1.0 - sparsity
 
 
-random = Pruning("random", exact_count, _random_mask, exact_sparsity, _kept_energy)
+random = Pruning("random", exact_count, _random_mask, exact_count, _kept_energy)
 """A uniformly random subset of exactly `amount.count(D)` weights is removed (the paper's)."""
 
 bernoulli = Pruning(
     "bernoulli",
     _bernoulli_level,
     _bernoulli_mask,
-    lambda amount, size: amount.rate(size),
+    lambda amount, size: amount.rate(size) * size,
     _kept_energy,
 )
 """Every weight is removed independently with probability `amount.rate(D)`."""

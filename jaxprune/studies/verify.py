@@ -1,0 +1,270 @@
+"""Does the claim `P(gap <= eps) >= 1 - delta` hold? Every case of a plan, sampled and judged."""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy
+
+import jaxprune
+from jaxprune import bounds, engine
+from jaxprune.engine import Tally, keys, memory
+from jaxprune.engine.tally import GUARD
+from jaxprune.laws import Law
+from jaxprune.networks import Network
+from jaxprune.statistics import Claim, judge
+from jaxprune.studies import trained
+from jaxprune.studies.plan import TEST_IMAGES, Case, Plan
+from jaxprune.types import Params
+
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+
+
+class Progress(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+      doing: what is being sampled or trained, in words.
+      done: work done, in rough seconds.
+      total: all work, in the same unit.
+    """
+
+    doing: str
+    done: float
+    total: float
+
+
+def verify(plan: Plan, progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+    """Samples every case of a plan and judges its claims together.
+
+    Args:
+      plan: from `plan.load` or `plan.parse`.
+      progress: called after every block.
+
+    Returns:
+      `{"plan": ..., "environment": ..., "cells": [...]}`, plain data that is strict JSON; a cell
+      is one case at one epsilon. The README documents the keys.
+
+    Raises:
+      ValueError: a case that does not fit in memory; nothing has been sampled then.
+    """
+    for case in plan.cases:
+        _check_memory(case)
+    jobs = _trainings(plan)
+    work = {case: _seconds(case) for case in plan.cases}
+    training_work = {job: 4.0 + 0.05 * count for job, count in jobs.items()}
+    total = sum(training_work.values()) + sum(work[case] for case in plan.cases)
+    finished = 0.0
+
+    def report(doing, work, share):
+        if progress:
+            progress(Progress(doing, finished + work * share, total))
+
+    targets: dict[tuple, Params] = {}
+    for (network, recipe), count in jobs.items():
+        job, doing = (network, recipe), f"training {count} networks: {network}"
+        report(doing, training_work[job], 0.0)
+        targets[job] = trained.train(
+            network,
+            recipe,
+            count,
+            plan.seed,
+            progress=lambda n, d=doing, w=training_work[job], c=count: report(d, w, n / c),
+        )
+        finished += training_work[job]
+
+    tallies, seconds = [], []
+    for case in plan.cases:
+        start = time.perf_counter()
+        report(str(case), work[case], 0.0)
+        tallies.append(
+            _simulate(
+                case,
+                plan.seed,
+                targets.get((case.network, case.targets)),
+                lambda n, c=case: report(str(c), work[c], n / c.trials),
+            )
+        )
+        seconds.append(time.perf_counter() - start)
+        finished += work[case]
+    return {
+        "plan": {"hash": plan.hash, **_plain(plan.source), **_decided(plan)},
+        "environment": environment(plan.seed),
+        "cells": _cells(plan, tallies, seconds),
+    }
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, device and stream: with the plan, what a run's numbers depend on."""
+    device = jax.devices()[0]
+    return {
+        "jaxprune": jaxprune.__version__,
+        "jax": jax.__version__,
+        "jaxlib": jax.lib.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "seed": seed,
+        "stream_version": keys.STREAM_VERSION,
+        "guard_band": GUARD,
+    }
+
+
+def _decided(plan):
+    return {
+        "title": plan.title,
+        "seed": plan.seed,
+        "delta": plan.delta,
+        "confidence": plan.confidence,
+    }
+
+
+def _trainings(plan: Plan) -> dict[tuple, int]:
+    """How many networks to train for each (network, recipe)."""
+    jobs: dict[tuple, int] = {}
+    for case in plan.cases:
+        if not isinstance(case.targets, Law):
+            job = (case.network, case.targets)
+            jobs[job] = max(jobs.get(job, 0), case.trials)
+    return jobs
+
+
+def _design(case: Case) -> engine.Design:
+    family = case.targets.family if isinstance(case.targets, Law) else None
+    ball = None if case.domain == TEST_IMAGES else case.ball
+    return engine.Design(case.network, family, case.pruning, case.pruned, ball)
+
+
+def _check_memory(case: Case) -> None:
+    memory.check(_design(case), case.ball.samples, jax.devices()[0])
+
+
+def _seconds(case: Case) -> float:
+    """Rough time of a case, for the share that the progress bar gives it."""
+    return 2.0 + 6e-10 * memory.trial_bytes(_design(case), case.ball.samples) * case.trials
+
+
+def _simulate(case: Case, seed: int, targets: Params | None, progress) -> Tally:
+    domain, labelled = case.ball, None
+    if targets is not None:
+        digits = trained.digits()
+        images = digits.test_x.reshape(-1, *case.network.in_shape)
+        labelled = images, digits.test_y
+        domain = images if case.domain == TEST_IMAGES else domain
+    return engine.simulate(
+        case.network,
+        case.targets if targets is None else targets,
+        case.pruning,
+        case.amount,
+        eps=[eps for eps, _ in case.eps],
+        trials=case.trials,
+        layers=case.layers,
+        domain=domain,
+        labelled=labelled,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _cells(plan: Plan, tallies: list[Tally], seconds: list[float]) -> list[dict]:
+    claims = [
+        Claim(tally.counts(eps), plan.delta)
+        for case, tally in zip(plan.cases, tallies, strict=True)
+        for eps, _ in case.eps
+    ]
+    decisions = iter(judge(claims, plan.confidence))
+    cells = []
+    for case, tally, spent in zip(plan.cases, tallies, seconds, strict=True):
+        facts = _facts(case, tally)
+        for eps, source in case.eps:
+            counts, decision = tally.counts(eps), next(decisions)
+            cells.append(
+                {
+                    **facts,
+                    "eps": eps,
+                    "eps_source": source,
+                    "delta": plan.delta,
+                    "confidence": plan.confidence,
+                    "trials": tally.trials,
+                    **counts._asdict(),
+                    **decision._asdict(),
+                    "seconds": spent,
+                }
+            )
+    return _plain(cells)
+
+
+def _facts(case: Case, tally: Tally) -> dict[str, Any]:
+    """What a case's cells have in common."""
+    sampled = isinstance(case.targets, Law)
+    removed = sum(
+        q * count for q, count in zip(case.sparsities, case.network.weight_counts, strict=True)
+    )
+    prunable = sum(
+        count
+        for count, chosen in zip(case.network.weight_counts, case.pruned, strict=True)
+        if chosen
+    )
+    mean, error = tally.mean_squared_gap()
+    facts = {
+        "experiment": case.title,
+        "network": str(case.network),
+        "law": str(case.targets) if sampled else None,
+        "training": None if sampled else str(case.targets),
+        "pruning": case.pruning.name,
+        "amount": str(case.amount),
+        "layers": case.layers,
+        "widths": case.network.widths,
+        "sparsity": removed / prunable,
+        "domain": case.domain,
+        "certified_eps": case.certificate.eps if case.certificate else None,
+        "gap_lower_quantiles": _quantiles(tally.lower, tally.trials, above=False),
+        "gap_upper_quantiles": _quantiles(tally.upper, tally.trials, above=True),
+        "sampled_gap_quantiles": _quantiles(tally.sampled, tally.trials, above=False),
+        "mean_squared_gap": mean,
+        "mean_squared_gap_standard_error": error,
+        "mean_squared_gap_infinite_width": _infinite_width(case),
+        "accuracy_target": None,
+        "accuracy_pruned": None,
+        "accuracy_change": None,
+        "worst_trials": [{"trial": trial, "gap": gap} for gap, trial in tally.worst],
+    }
+    if not sampled and tally.finite:
+        images = len(trained.digits().test_y) * tally.finite
+        facts["accuracy_target"] = tally.target_correct / images
+        facts["accuracy_pruned"] = tally.pruned_correct / images
+        facts["accuracy_change"] = (tally.pruned_correct - tally.target_correct) / images
+    return facts
+
+
+def _quantiles(histogram, total, *, above):
+    return {f"{p:g}": histogram.quantile(p, total, above=above) for p in QUANTILES}
+
+
+def _infinite_width(case: Case) -> float | None:
+    if not isinstance(case.targets, Law) or not _is_dense(case.network):
+        return None
+    kept = [case.pruning.kept_energy(case.targets.family, q) for q in case.sparsities]
+    return bounds.infinite_width(case.network, case.targets, kept).mean_squared_gap
+
+
+def _is_dense(network: Network) -> bool:
+    return all(layer.kind == "dense" for layer in network.layers)
+
+
+def _plain(value: Any) -> Any:
+    """Plain data without NaN or infinity, which strict JSON lacks: they become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,14 @@
+"""Strict switches for the whole suite: no silent broadcasting of ranks, warnings are errors."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def strict():
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(20210520, impl="threefry2x32")

@@ -1,0 +1,517 @@
+"""The engine against a float64 twin fed the same bits, closed forms, and itself.
+
+Every random test fixes its seed and would raise a false alarm for one seed in 10^6.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxprune import activations, bounds, engine, laws, networks, pruning
+from jaxprune.engine import GUARD, Tally, keys, memory
+from jaxprune.engine.simulate import compiled_block
+from jaxprune.engine.tally import ExactSum, Histogram
+from jaxprune.engine.trial import Trial, masks, target
+from jaxprune.gaps import UnitBall
+from jaxprune.pruning import Fraction, Sublinear
+
+LAW = laws.uniform(math.sqrt(6))
+SMALL = UnitBall(samples=16, starts=4, steps=4)
+
+
+def trial_ids(ids):
+    ids = np.asarray(ids, np.uint64)
+    return (ids >> 32).astype(np.uint32), (ids & 0xFFFFFFFF).astype(np.uint32)
+
+
+def gather(plan, trials):
+    """All trials of a run as NumPy arrays."""
+    blocks = [block for _, block in engine.run_blocks(plan, trials)]
+    return Trial(*(np.concatenate(field) for field in zip(*blocks, strict=True)))
+
+
+# --- keys
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "7", np.int64(2**40), None])
+def test_seeds_outside_their_range_are_refused(seed):
+    with pytest.raises(ValueError, match="seed"):
+        keys.root_key(seed)
+
+
+def test_trial_ids_beyond_32_bits_do_not_wrap():
+    ids = [0, 1, 5, 2**32 - 1, 2**32, 2**32 + 1, 2**32 + 5, 2**33, 2**40 + 1]
+    high, low = trial_ids(ids)
+    root = keys.root_key(0)
+    draw = jax.vmap(
+        lambda h, l: jax.random.bits(keys.trial_key(root, keys.WEIGHTS, 0, (h, l)), (4,))
+    )
+    rows = {tuple(row) for row in np.asarray(draw(high, low)).tolist()}
+    assert len(rows) == len(ids)
+
+
+def test_keys_differ_by_seed_purpose_layer_and_trial():
+    drawn = {
+        tuple(
+            np.asarray(
+                jax.random.key_data(
+                    keys.trial_key(keys.root_key(seed), purpose, layer, (np.uint32(0), trial))
+                )
+            ).tolist()
+        )
+        for seed in (0, 1)
+        for purpose in (keys.WEIGHTS, keys.MASK, keys.INPUTS, keys.TRAINING)
+        for layer in (0, 1)
+        for trial in (np.uint32(0), np.uint32(1))
+    }
+    assert len(drawn) == 2 * 4 * 2 * 2
+
+
+def test_golden_bits():
+    """The stream is part of the contract: a change here needs a new STREAM_VERSION."""
+    key = keys.trial_key(keys.root_key(7), keys.MASK, 2, (np.uint32(1), np.uint32(3)))
+    assert keys.STREAM_VERSION == 1
+    expected = threefry_reference(7, [1, keys.MASK, 2, 1, 3], 4)
+    assert np.asarray(jax.random.bits(key, (4,))).tolist() == expected
+
+
+def threefry_reference(seed, folds, n):
+    """Threefry-2x32-20 in Python integers (Salmon et al. 2011), as JAX composes it."""
+    mask = 0xFFFFFFFF
+
+    def hash2(key, counter):
+        ks = [key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA]
+        x = [(counter[0] + ks[0]) & mask, (counter[1] + ks[1]) & mask]
+        rotations = [(13, 15, 26, 6), (17, 29, 16, 24)]
+        for group in range(5):
+            for r in rotations[group % 2]:
+                x[0] = (x[0] + x[1]) & mask
+                x[1] = ((x[1] << r) | (x[1] >> (32 - r))) & mask
+                x[1] ^= x[0]
+            x[0] = (x[0] + ks[(group + 1) % 3]) & mask
+            x[1] = (x[1] + ks[(group + 2) % 3] + group + 1) & mask
+        return x
+
+    key = [0, seed]
+    for data in folds:
+        key = hash2(key, [0, data])
+    outputs = [hash2(key, [0, i]) for i in range(n)]
+    return [a ^ b for a, b in outputs]
+
+
+# --- blocks
+
+
+@pytest.mark.parametrize("method", [pruning.magnitude, pruning.random], ids=str)
+def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(method):
+    network = networks.dense((12, 20, 16, 8))
+    trials, eps = 150, None
+    runs = {}
+    for block in (1, 7, 64):
+        plan = engine.prepare(
+            network, LAW, method, Fraction(0.2), domain=SMALL, seed=3, block=block
+        )
+
+        @jax.jit
+        @jax.vmap
+        def sampled(high, low, plan=plan):
+            params = target(plan.design, plan.numbers, (high, low))
+            return params, masks(plan.design, plan.numbers, params, (high, low))[1]
+
+        parts = [
+            sampled(*trial_ids(range(start, start + block))) for start in range(0, trials, block)
+        ]
+        drawn = [
+            np.concatenate(leaves)[:trials]
+            for leaves in zip(*(jax.tree.leaves(part) for part in parts), strict=True)
+        ]
+        result = gather(plan, trials)
+        eps = eps or (float(np.median(result.upper)), float(np.median(result.lower)))
+        runs[block] = drawn, result, Tally.of(eps, range(trials), result)
+    drawn, result, tally = runs[1]
+    for other_drawn, other_result, other_tally in (runs[7], runs[64]):
+        for a, b in zip(drawn, other_drawn, strict=True):
+            np.testing.assert_array_equal(a, b)
+        for a, b in zip(result, other_result, strict=True):
+            np.testing.assert_allclose(a, b, rtol=GUARD)
+        for e, values in zip(eps, (result.upper, result.lower), strict=True):
+            near = int((np.abs(values / e - 1) <= 3 * GUARD).sum())
+            a, b = tally.counts(e), other_tally.counts(e)
+            assert abs(a.close - b.close) <= near and abs(a.far - b.far) <= near
+
+
+@pytest.mark.parametrize("trials", [1, 7, 8, 9, 59])
+def test_the_last_block_is_cut_to_the_trials_wanted(trials):
+    network = networks.dense((4, 5, 5, 3))
+    plan = engine.prepare(network, LAW, pruning.random, Fraction(0.5), domain=SMALL, block=8)
+    ids = [i for block, _ in engine.run_blocks(plan, trials) for i in block]
+    assert ids == list(range(trials))
+    short, long = gather(plan, trials), gather(plan, 64)
+    np.testing.assert_allclose(short.lower, long.lower[:trials], rtol=GUARD)
+
+
+def test_numbers_do_not_compile_again():
+    network = networks.dense((4, 5, 5, 3))
+    programs = set()
+    for amount, gain, seed in ((Fraction(0.1), 1.0, 0), (Sublinear(0.5), 2.0, 9)):
+        plan = engine.prepare(
+            network, laws.uniform(gain), pruning.random, amount, domain=SMALL, seed=seed
+        )
+        programs.add(id(compiled_block(plan.design, plan.numbers, 16)))
+    assert len(programs) == 1
+
+
+def test_too_large_for_memory_is_refused_before_anything_is_compiled():
+    network = networks.dense((40_000, 40_000, 40_000, 40_000))
+    with pytest.raises(ValueError, match="GiB"):
+        engine.prepare(network, LAW, pruning.random, Fraction(0.5))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [networks.dense((64,) * 4), networks.convolutional((3, 16, 16, 3), 8)],
+    ids=str,
+)
+def test_the_memory_estimate_is_an_upper_bound(network):
+    plan = engine.prepare(network, LAW, pruning.random, Fraction(0.5), block=16)
+    needed = compiled_block(plan.design, plan.numbers, 16).memory_analysis().temp_size_in_bytes
+    assert needed <= 16 * memory.trial_bytes(plan.design, 64) <= 20 * needed
+
+
+# --- oracles
+
+
+def twin(network, bits, coins, scales, count, method, x):
+    """Weights, masks and largest sampled distance of one trial in NumPy float64, from raw bits."""
+    full, pruned = [], []
+    for i, (b, c) in enumerate(zip(bits, coins, strict=True)):
+        magnitude = ((b & 0x7FFFFFFF) + 0.5) / 2.0**31
+        w = np.where(b >> 31 == 1, -magnitude, magnitude) * scales[i]
+        full.append(w)
+        if i == 1:
+            order = np.abs(w) if method is pruning.magnitude else c >> 2
+            w = w.copy().ravel()
+            w[np.argsort(order.ravel(), kind="stable")[:count]] = 0
+            w = w.reshape(b.shape)
+        pruned.append(w)
+
+    def forward(ws):
+        h = x.T
+        for w in ws[:-1]:
+            h = np.maximum(w @ h, 0)
+        return ws[-1] @ h
+
+    norm = lambda w: np.linalg.norm(w, 2)
+    product = norm(full[0]) * norm(full[1] - pruned[1]) * norm(full[2])
+    distances = np.linalg.norm(forward(full) - forward(pruned), axis=0)
+    return distances.max(), product
+
+
+@pytest.mark.parametrize("method", [pruning.magnitude, pruning.random], ids=str)
+@pytest.mark.parametrize("q", [0.02, 0.5])
+def test_float64_twin_fed_the_same_bits(method, q):
+    """Sampled distances within the guard band, and the exact telescoping product just below."""
+    network, trials = networks.dense((16, 24, 20, 12)), 100
+    plan = engine.prepare(network, LAW, method, Fraction(q), domain=SMALL, seed=11)
+    result = gather(plan, trials)
+    root = keys.root_key(11)
+    count = Fraction(q).count(480)
+
+    @jax.jit
+    @jax.vmap
+    def raw(high, low):
+        draw = lambda purpose: [
+            jax.random.bits(keys.trial_key(root, purpose, i, (high, low)), shape)
+            for i, shape in enumerate(network.weight_shapes)
+        ]
+        from jaxprune import inputs
+
+        x = inputs.sphere(keys.trial_key(root, keys.INPUTS, 0, (high, low)), 16, (16,))
+        return draw(keys.WEIGHTS), draw(keys.MASK), x
+
+    bits, coins, x = jax.tree.map(np.asarray, raw(*trial_ids(range(trials))))
+    scales = [LAW.scale(*layer.fans) for layer in network.layers]
+    for i in range(trials):
+        sampled, product = twin(
+            network,
+            [b[i] for b in bits],
+            [c[i] for c in coins],
+            scales,
+            count,
+            method,
+            x[i].astype(np.float64),
+        )
+        assert result.sampled[i] == pytest.approx(sampled, rel=GUARD)
+        assert product * (1 - 1e-6) <= result.upper[i] <= product * 1.01
+        assert result.sampled[i] <= result.lower[i] <= result.upper[i]
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
+def test_one_gaussian_layer_has_a_known_law(p):
+    """Of a 1 x d layer k random weights go: gap^2 = s^2 chi^2_k, lower and upper alike."""
+    d, k, trials = 24, 6, 20_000
+    law = laws.normal()
+    eps = math.sqrt(stats.chi2(k).ppf(p)) * law.scale(d, 1)
+    tally = engine.simulate(
+        networks.dense((d, 1)),
+        law,
+        pruning.random,
+        pruning.Count(k),
+        layers="all",
+        eps=[eps],
+        trials=trials,
+        domain=UnitBall(samples=2, starts=1, steps=2),
+        seed=5,
+    )
+    counts = tally.counts(eps)
+    assert counts.nonfinite == 0 and counts.between < 20
+    assert stats.binomtest(counts.close, trials - counts.between, p).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("method", [pruning.random, pruning.magnitude], ids=str)
+@pytest.mark.parametrize("law", [LAW, laws.normal(math.sqrt(2))], ids=str)
+def test_infinite_width(method, law):
+    """Width 512, middle layer: mean squared gap within 5 standard errors of infinite width."""
+    network, q = networks.dense((512,) * 4), 0.3
+    tally = engine.simulate(
+        network,
+        law,
+        method,
+        Fraction(q),
+        eps=[1.0],
+        trials=48,
+        domain=UnitBall(samples=32, starts=1, steps=0),
+        seed=1,
+    )
+    kept = [1.0, method.kept_energy(law.family, q), 1.0]
+    expected = bounds.infinite_width(network, law, kept).mean_squared_gap
+    mean, error = tally.mean_squared_gap()
+    assert abs(mean - expected) < 5 * error
+    assert error < 0.05 * expected
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("widths", [(2, 4), (8, 8), (64, 64), (1000, 1000)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_nonfinite_weight_is_never_close(widths, value):
+    network = networks.dense(widths)
+    shape = network.weight_shapes[0]
+    w = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    w[0, 0, 0] = w[1, -1, -1] = w[2, shape[0] // 2, shape[1] // 2] = value
+    for method in (pruning.magnitude, pruning.random):
+        tally = engine.simulate(
+            network,
+            (w,),
+            method,
+            Fraction(0.5),
+            layers="all",
+            eps=[1e30],
+            trials=3,
+            domain=UnitBall(samples=2, starts=1, steps=1),
+        )
+        assert tally.counts(1e30) == (0, 0, 0, 3)
+        assert tally.worst == () and math.isnan(tally.mean_squared_gap()[0])
+
+
+def test_an_infinite_weight_behind_a_relu_is_still_nonfinite():
+    """relu(-inf) = 0: the outputs look healthy, the network is not."""
+    network = networks.dense((3, 4, 4, 2))
+    ws = [np.ones((2, *shape), np.float32) for shape in network.weight_shapes]
+    ws[0][:, 0, :] = -np.inf
+    tally = engine.simulate(
+        network,
+        ws,
+        pruning.random,
+        Fraction(0.5),
+        eps=[1e30],
+        trials=2,
+        domain=np.abs(np.random.default_rng(0).normal(size=(5, 3))),
+    )
+    assert tally.counts(1e30).nonfinite == 2
+
+
+def test_overflow_is_nonfinite():
+    network = networks.dense((8,) * 6)
+    tally = engine.simulate(
+        network,
+        laws.uniform(1e20),
+        pruning.random,
+        Fraction(0.5),
+        eps=[1e30],
+        trials=10,
+        domain=SMALL,
+    )
+    assert tally.counts(1e30).nonfinite == 10
+
+
+@pytest.mark.parametrize("method", pruning.METHODS.values(), ids=str)
+def test_pruning_nothing_gives_gap_zero(method):
+    tally = engine.simulate(
+        networks.dense((8, 8, 8, 8)),
+        LAW,
+        method,
+        Fraction(0.0),
+        eps=[1e-30],
+        trials=50,
+        domain=SMALL,
+    )
+    assert tally.counts(1e-30).close == 50
+    assert tally.upper.quantile(1.0, 50, above=True) == 0.0
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.25])
+def test_scaling_the_last_layer_scales_the_gap(scale):
+    """By a power of two: the same rounding, the gap times the factor to the last bit."""
+    rng = np.random.default_rng(0)
+    network = networks.dense((6, 7, 7, 5))
+    ws = [rng.normal(size=(20, *shape)).astype(np.float32) for shape in network.weight_shapes]
+    scaled = [*ws[:-1], ws[-1] * np.float32(scale)]
+    run = lambda targets: gather(
+        engine.prepare(network, targets, pruning.magnitude, Fraction(0.3), domain=SMALL, block=20),
+        20,
+    )
+    one, other = run(ws), run(scaled)
+    for name in ("lower", "upper", "sampled"):
+        np.testing.assert_array_equal(scale * getattr(one, name), getattr(other, name))
+
+
+def test_permuting_hidden_neurons_changes_nothing():
+    rng = np.random.default_rng(0)
+    network = networks.dense((6, 7, 7, 5))
+    ws = [rng.normal(size=(1, *shape)).astype(np.float32) for shape in network.weight_shapes]
+    order = rng.permutation(7)
+    permuted = [ws[0][:, order], ws[1][:, :, order], ws[2]]
+    results = []
+    for targets in (ws, permuted):
+        plan = engine.prepare(network, targets, pruning.magnitude, Fraction(0.3), domain=SMALL)
+        results.append(gather(plan, 1))
+    for name in ("lower", "upper", "sampled"):
+        np.testing.assert_allclose(*(getattr(r, name) for r in results), rtol=1e-5)
+
+
+def test_given_targets_rows_and_accuracy():
+    """Magnitude pruning of a hand-made classifier, by hand."""
+    network = networks.dense((2, 2))
+    w = np.array([[[1.0, 0.1], [0.2, 1.0]]], np.float32)
+    x = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.7]], np.float32)
+    y = np.array([0, 1, 0])
+    tally = engine.simulate(
+        network,
+        (w,),
+        pruning.magnitude,
+        pruning.Count(2),
+        layers="all",
+        eps=[0.2, 0.25],
+        trials=1,
+        domain=x,
+        labelled=(x, y),
+    )
+    # The removed part is [[0, .1], [.2, 0]]: distances .2, .1 and |(.07, .12)|.
+    assert tally.worst == ((pytest.approx(0.2), 0),)
+    assert tally.counts(0.25).close == 1
+    assert tally.counts(0.2) == (0, 1, 0, 0)  # inside the guard band: between
+    assert (tally.target_correct, tally.pruned_correct) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"trials": 0}, "trials"),
+        ({"trials": 2.0}, "trials"),
+        ({"trials": np.int64(2**60)}, "trials"),
+        ({"eps": [0.0]}, "eps"),
+        ({"eps": [-1.0]}, "eps"),
+        ({"eps": [math.nan]}, "eps"),
+        ({"block": 0}, "block"),
+        ({"seed": 2**32}, "seed"),
+        ({"layers": "dense7"}, "layers"),
+        ({"domain": np.zeros((5, 3))}, "domain"),
+        ({"domain": np.full((5, 4), np.nan)}, "domain"),
+        ({"labelled": (np.zeros((5, 4)), np.zeros(4))}, "labels"),
+        ({"targets": (np.zeros((5, 4)),)}, "targets"),
+        ({"targets": tuple(np.zeros((2, 4, 4)) for _ in range(3))}, "trials"),
+    ],
+)
+def test_bad_arguments(change, named):
+    arguments = {
+        "targets": LAW,
+        "pruning": pruning.random,
+        "amount": Fraction(0.5),
+        "eps": [1.0],
+        "trials": 5,
+    } | change
+    with pytest.raises(ValueError, match=named):
+        engine.simulate(networks.dense((4,) * 4), **arguments)
+
+
+# --- the tally
+
+
+def test_a_guard_band_around_epsilon_decides_nothing():
+    eps = 0.3
+    values = np.float32(eps) * np.array([1 - 1e-4, 1 - 1e-6, 1, 1 + 1e-6, 1 + 1e-4], np.float32)
+    trials = Trial(np.ones(5, bool), values, values, values, values, *(np.zeros(5, int),) * 2)
+    assert Tally.of([eps], range(5), trials).counts(eps) == (1, 3, 1, 0)
+
+
+def fake_trials(rng, n):
+    values = np.sort(np.exp(rng.normal(size=(2, n)) * 5).astype(np.float32), axis=0)
+    finite = rng.random(n) < 0.9
+    values[:, ~finite] = rng.choice([np.nan, np.inf], size=(2, (~finite).sum()))
+    correct = rng.integers(0, 450, (2, n))
+    return Trial(finite, values[0], values[1], values[0], values[0], *correct)
+
+
+def test_tallies_merge_to_the_same_in_any_order_and_grouping():
+    rng = np.random.default_rng(0)
+    n, eps = 400, (0.5, 2.0)
+    trials = fake_trials(rng, n)
+    whole = Tally.of(eps, range(n), trials)
+    for _ in range(50):
+        cuts = np.sort(rng.choice(np.arange(1, n), 7, replace=False))
+        parts = [
+            Tally.of(eps, ids.tolist(), Trial(*(field[ids] for field in trials)))
+            for ids in np.split(np.arange(n), cuts)
+        ]
+        while len(parts) > 1:
+            i, j = rng.choice(len(parts), 2, replace=False)
+            merged = parts[i] + parts[j]
+            parts = [p for k, p in enumerate(parts) if k not in (i, j)] + [merged]
+        for name in vars(whole):
+            a, b = getattr(whole, name), getattr(parts[0], name)
+            if isinstance(a, Histogram):
+                np.testing.assert_array_equal(a.counts, b.counts)
+            else:
+                assert a == b, name
+    for e in eps:
+        assert sum(whole.counts(e)) == n
+    assert (Tally(eps) + whole).close == whole.close
+    with pytest.raises(ValueError, match="eps"):
+        whole + Tally((1.0,))
+
+
+def test_exact_sum():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=1000) * 10.0 ** rng.integers(-300, 300, 1000)
+    assert ExactSum.of(values).over(1) == math.fsum(values)
+    assert ExactSum.of(np.array([5e-324, 1e-310])).over(1) == 5e-324 + 1e-310
+    assert ExactSum.of(np.array([])).over(3) == 0
+
+
+@pytest.mark.parametrize("p", [0.0, 0.01, 0.5, 0.99, 1.0])
+def test_histogram_quantiles_bracket_the_order_statistic(p):
+    rng = np.random.default_rng(0)
+    values = np.concatenate([[0.0, 1e-45, 1e-40, 1e-38], np.exp(rng.normal(size=997) * 3)])
+    values = values.astype(np.float32)
+    histogram = Histogram.of(values)
+    exact = np.sort(values)[max(1, math.ceil(p * len(values))) - 1]
+    low, high = (histogram.quantile(p, len(values), above=a) for a in (False, True))
+    assert low <= exact <= high
+    assert high <= low * (1 + 2**-7) or exact < 1e-37
+    assert histogram.quantile(1.0, len(values) + 1, above=True) == math.inf

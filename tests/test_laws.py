@@ -1,0 +1,82 @@
+"""Every law against its own moments, quantiles and SciPy; false-alarm rate 1e-6 a test."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from jaxprune import laws
+
+FAMILIES = {"uniform": stats.uniform(-1, 2), "normal": stats.norm()}
+
+
+@pytest.fixture(params=FAMILIES)
+def pair(request):
+    return getattr(laws, request.param.upper()), FAMILIES[request.param]
+
+
+def test_samples_follow_the_distribution_function(pair, key):
+    family, oracle = pair
+    w = np.asarray(laws.sample(family, 1.0, jax.random.bits(key, (200_000,))))
+    assert stats.kstest(w, oracle.cdf).pvalue > 1e-6
+    assert stats.binomtest(int((w > 0).sum()), len(w)).pvalue > 1e-6
+    assert (w != 0).all()
+
+
+def test_samples_are_symmetric_and_scaled_exactly(pair, key):
+    family, _ = pair
+    bits = jax.random.bits(key, (1000,))
+    w = laws.sample(family, 1.0, bits)
+    assert (laws.sample(family, 1.0, bits ^ np.uint32(2**31)) == -w).all()
+    assert (laws.sample(family, 0.25, bits) == 0.25 * w).all()
+
+
+def test_extreme_bits_reach_the_tail(pair):
+    family, oracle = pair
+    bits = np.array([0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF], np.uint32)
+    w = np.asarray(laws.sample(family, 1.0, bits))
+    assert np.isfinite(w).all() and (np.abs(w) <= family.bound).all()
+    if family is laws.NORMAL:
+        assert np.abs(w).max() == pytest.approx(oracle.isf(2.0**-33), rel=1e-5)
+
+
+@pytest.mark.parametrize("j", [1, 2, 5, 10])
+def test_moments(pair, j):
+    family, oracle = pair
+    value, _ = integrate.quad(lambda x: x ** (2 * j) * oracle.pdf(x), *oracle.support())
+    assert np.exp(family.log_moment(j)) == pytest.approx(value, rel=1e-6)
+    assert family.variance == pytest.approx(np.exp(family.log_moment(1)))
+
+
+@pytest.mark.parametrize("q", [0.0, 0.05, 0.5, 0.9, 1.0])
+def test_magnitude_quantile_and_kept_energy(pair, q):
+    family, oracle = pair
+    tau = family.magnitude_quantile(q)
+    assert oracle.cdf(tau) - oracle.cdf(-tau) == pytest.approx(q)
+    kept, _ = integrate.quad(lambda x: 2 * x * x * oracle.pdf(x), tau, oracle.support()[1])
+    assert family.kept_energy(q) == pytest.approx(kept / family.variance, abs=1e-9)
+
+
+@pytest.mark.parametrize("scaling", laws.SCALINGS)
+@pytest.mark.parametrize("make", [laws.uniform, laws.normal])
+def test_variance_of_every_scaling(make, scaling, key):
+    law = make(gain=1.5, scaling=scaling)
+    fan_in, fan_out = 40, 100
+    w = laws.sample(law.family, law.scale(fan_in, fan_out), jax.random.bits(key, (100_000,)))
+    w = np.asarray(w, np.float64)
+    expected = law.variance(fan_in, fan_out)
+    error = np.sqrt((np.mean(w**4) - expected**2) / len(w))
+    assert abs(np.mean(w**2) - expected) < 4.9 * error
+    rule = {"he": 2 / 40, "glorot": 2 / 140, "lecun": 1 / 40}
+    if scaling == "max":
+        assert law.scale(fan_in, fan_out) == pytest.approx(1.5 / 10)
+    else:
+        assert expected == pytest.approx(1.5**2 * rule[scaling])
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"gain": 0.0}, {"gain": float("nan")}, {"gain": True}, {"scaling": "hee"}]
+)
+def test_bad_laws(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        laws.uniform(**arguments)

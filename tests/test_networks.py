@@ -1,0 +1,148 @@
+"""Layers against SciPy, activations against their own definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import signal
+
+from jaxprune import activations, networks
+from jaxprune.networks import Conv
+
+ACTIVATIONS = [*activations.ACTIVATIONS.values(), activations.leaky_relu(0.3)]
+
+
+def brute_force_convolution(layer, w, x):
+    mode = "wrap" if layer.padding == "CIRCULAR" else "constant"
+    x = np.pad(x, ((0, 0), layer.pads, layer.pads), mode=mode)
+    planes = [
+        sum(signal.correlate2d(x[i], w[o, i], "valid") for i in range(layer.c_in))
+        for o in range(layer.c_out)
+    ]
+    return np.stack(planes)[:, :: layer.stride, :: layer.stride]
+
+
+@pytest.mark.parametrize("padding", networks.PADDINGS)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+def test_convolution(padding, stride, kernel):
+    rng = np.random.default_rng(kernel)
+    layer = Conv(2, 3, kernel, (7, 6), stride, padding)
+    w = rng.normal(size=layer.weight_shape).astype(np.float32)
+    x = rng.normal(size=(2, 7, 6)).astype(np.float32)
+    y = layer(w, x)
+    assert y.shape == layer.out_shape
+    np.testing.assert_allclose(y, brute_force_convolution(layer, w, x), rtol=1e-5, atol=1e-5)
+
+
+def test_forward_of_a_dense_network():
+    rng = np.random.default_rng(0)
+    network = networks.dense((4, 5, 3, 2), activations.leaky_relu(0.1))
+    ws = [rng.normal(size=shape) for shape in network.weight_shapes]
+    x = rng.normal(size=4)
+    h = x
+    for w in ws[:-1]:
+        a = w @ h
+        h = np.where(a > 0, a, 0.1 * a)
+    y = network(tuple(jnp.float32(w) for w in ws), jnp.float32(x))
+    np.testing.assert_allclose(y, ws[-1] @ h, rtol=1e-5)
+
+
+def test_a_readout_flattens_the_last_image():
+    network = networks.convolutional((1, 4, 6), 8, strides=(2, 1), outputs=10)
+    assert network.names == ("conv1", "conv2", "dense3")
+    assert network.weight_shapes == ((4, 1, 3, 3), (6, 4, 3, 3), (10, 96))
+    assert network.widths == (1, 4, 6, 10)
+    assert network.layers[1].fans == (36, 54)
+    ws = tuple(jnp.ones(shape) for shape in network.weight_shapes)
+    assert network(ws, jnp.ones((1, 8, 8))).shape == network.out_shape == (10,)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+class TestActivation:
+    grid = np.linspace(-3, 3, 121)
+
+    def test_is_zero_at_zero(self, activation):
+        assert activation.fn(jnp.zeros(1)) == 0
+
+    def test_constants(self, activation):
+        a, b = np.meshgrid(self.grid, self.grid)
+        sa, sb = (np.asarray(activation.fn(jnp.asarray(z)), np.float64) for z in (a, b))
+        assert (np.abs(sa - sb) <= activation.lipschitz * np.abs(a - b) + 1e-5).all()
+        if activation.firmly_nonexpansive:
+            assert ((sa - sb) ** 2 <= (sa - sb) * (a - b) + 1e-5).all()
+        scaled = np.asarray(activation.fn(jnp.asarray(2.5 * self.grid)))
+        straight = np.asarray(2.5 * activation.fn(jnp.asarray(self.grid)))
+        assert np.allclose(scaled, straight, atol=1e-5) == activation.positively_homogeneous
+
+    @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-8, 1e-20])
+    def test_difference_keeps_its_digits(self, activation, size):
+        rng = np.random.default_rng(1)
+        a = rng.normal(size=500).astype(np.float32)
+        d = (size * rng.normal(size=500)).astype(np.float32)
+        got = np.asarray(activation.difference(jnp.asarray(a), jnp.asarray(d)), np.float64)
+        a, d = a.astype(np.float64), d.astype(np.float64)
+        if activation.name == "tanh":
+            exact = np.tanh(d) * (1 - np.tanh(a) * np.tanh(a - d))
+        else:
+            slope = float(activation.fn(jnp.float32(-1.0))) / -1.0
+            both_signs = np.sign(a) != np.sign(a - d)
+            exact = np.where(a > 0, d, slope * d)
+            s = lambda z: np.where(z > 0, z, slope * z)
+            exact = np.where(both_signs, s(a) - s(a - d), exact)
+        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6 * size)
+
+    def test_keeps_nan(self, activation):
+        nan = jnp.full(5000, jnp.nan)
+        one = jnp.ones(5000)
+        for value in (activation.fn(nan), activation.difference(nan, one)):
+            assert jnp.all(jnp.isnan(value)) or activation.name == "identity"
+        assert jnp.all(jnp.isnan(activation.difference(one, nan)))
+
+
+def test_equal_networks_share_compiled_programs():
+    traces = []
+
+    def run(network, w, x):
+        traces.append(1)
+        return network(w, x)
+
+    run = jax.jit(run, static_argnums=0)
+    for _ in range(2):
+        network = networks.dense((2, 2, 2), activations.leaky_relu(0.2))
+        run(network, (jnp.ones((2, 2)),) * 2, jnp.ones(2))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: networks.dense((4,)), "widths"),
+        (lambda: networks.dense((4, -1)), "width"),
+        (lambda: networks.dense((4, 2.0)), "width"),
+        (lambda: networks.dense((4, True)), "width"),
+        (lambda: networks.dense((2**20, 2**20)), "dense1"),
+        (lambda: networks.convolutional((3,), 8), "channels"),
+        (lambda: networks.convolutional((3, 4), 2), "kernel"),
+        (lambda: networks.convolutional((3, 4), 8, padding="FULL"), "padding"),
+        (lambda: networks.convolutional((3, 4), 8, strides=(1, 1)), "strides"),
+        (lambda: networks.convolutional((3, 4), 8, strides=0), "stride"),
+        (lambda: networks.convolutional((3, 4), 8, outputs=0), "outputs"),
+        (lambda: activations.leaky_relu(1.5), "slope"),
+        (lambda: networks.select_layers(networks.dense((2, 2)), "middle"), "layers"),
+        (lambda: networks.select_layers(networks.dense((2, 2)), ["dense9"]), "layers"),
+    ],
+)
+def test_bad_networks(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+def test_select_layers():
+    network = networks.dense((2, 2, 2, 2))
+    select = networks.select_layers
+    assert select(network) == (False, True, False)
+    assert select(network, "all") == (True, True, True)
+    assert select(network, ["dense1", "dense3"]) == (True, False, True)
+    assert select(network, lambda name: name != "dense1") == (False, True, True)
+    assert select(network, "dense3") == (False, False, True)
