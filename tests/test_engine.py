@@ -6,14 +6,12 @@ Every random test fixes its seed and would raise a false alarm for one seed in 1
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from jaxprune import activations, bounds, engine, laws, networks, pruning
+from jaxprune import bounds, engine, laws, networks, pruning
 from jaxprune.engine import GUARD, Tally, keys, memory
-from jaxprune.engine.simulate import compiled_block
 from jaxprune.engine.tally import ExactSum, Histogram
 from jaxprune.engine.trial import Trial, masks, target
 from jaxprune.gaps import UnitBall
@@ -28,9 +26,9 @@ def trial_ids(ids):
     return (ids >> 32).astype(np.uint32), (ids & 0xFFFFFFFF).astype(np.uint32)
 
 
-def gather(plan, trials):
+def gather(run):
     """All trials of a run as NumPy arrays."""
-    blocks = [block for _, block in engine.run_blocks(plan, trials)]
+    blocks = [block for _, block in engine.run_blocks(run)]
     return Trial(*(np.concatenate(field) for field in zip(*blocks, strict=True)))
 
 
@@ -112,15 +110,22 @@ def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(method):
     trials, eps = 150, None
     runs = {}
     for block in (1, 7, 64):
-        plan = engine.prepare(
-            network, LAW, method, Fraction(0.2), domain=SMALL, seed=3, block=block
+        run = engine.prepare(
+            network,
+            LAW,
+            method,
+            Fraction(0.2),
+            trials=trials,
+            domain=SMALL,
+            seed=3,
+            block=block,
         )
 
         @jax.jit
         @jax.vmap
-        def sampled(high, low, plan=plan):
-            params = target(plan.design, plan.numbers, (high, low))
-            return params, masks(plan.design, plan.numbers, params, (high, low))[1]
+        def sampled(high, low, run=run):
+            params = target(run.design, run.numbers, (high, low))
+            return params, masks(run.design, run.numbers, params, (high, low))[1]
 
         parts = [
             sampled(*trial_ids(range(start, start + block))) for start in range(0, trials, block)
@@ -129,7 +134,7 @@ def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(method):
             np.concatenate(leaves)[:trials]
             for leaves in zip(*(jax.tree.leaves(part) for part in parts), strict=True)
         ]
-        result = gather(plan, trials)
+        result = gather(run)
         eps = eps or (float(np.median(result.upper)), float(np.median(result.lower)))
         runs[block] = drawn, result, Tally.of(eps, range(trials), result)
     drawn, result, tally = runs[1]
@@ -147,10 +152,13 @@ def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(method):
 @pytest.mark.parametrize("trials", [1, 7, 8, 9, 59])
 def test_the_last_block_is_cut_to_the_trials_wanted(trials):
     network = networks.dense((4, 5, 5, 3))
-    plan = engine.prepare(network, LAW, pruning.random, Fraction(0.5), domain=SMALL, block=8)
-    ids = [i for block, _ in engine.run_blocks(plan, trials) for i in block]
+    arguments = network, LAW, pruning.random, Fraction(0.5)
+    short, long = (
+        engine.prepare(*arguments, trials=n, domain=SMALL, block=8) for n in (trials, 64)
+    )
+    ids = [i for block, _ in engine.run_blocks(short) for i in block]
     assert ids == list(range(trials))
-    short, long = gather(plan, trials), gather(plan, 64)
+    short, long = gather(short), gather(long)
     np.testing.assert_allclose(short.lower, long.lower[:trials], rtol=GUARD)
 
 
@@ -158,10 +166,10 @@ def test_numbers_do_not_compile_again():
     network = networks.dense((4, 5, 5, 3))
     programs = set()
     for amount, gain, seed in ((Fraction(0.1), 1.0, 0), (Sublinear(0.5), 2.0, 9)):
-        plan = engine.prepare(
+        run = engine.prepare(
             network, laws.uniform(gain), pruning.random, amount, domain=SMALL, seed=seed
         )
-        programs.add(id(compiled_block(plan.design, plan.numbers, 16)))
+        programs.add(id(engine.compiled_block(run)))
     assert len(programs) == 1
 
 
@@ -177,9 +185,9 @@ def test_too_large_for_memory_is_refused_before_anything_is_compiled():
     ids=str,
 )
 def test_the_memory_estimate_is_an_upper_bound(network):
-    plan = engine.prepare(network, LAW, pruning.random, Fraction(0.5), block=16)
-    needed = compiled_block(plan.design, plan.numbers, 16).memory_analysis().temp_size_in_bytes
-    assert needed <= 16 * memory.trial_bytes(plan.design, 64) <= 20 * needed
+    run = engine.prepare(network, LAW, pruning.random, Fraction(0.5), block=16)
+    needed = engine.compiled_block(run).memory_analysis().temp_size_in_bytes
+    assert needed <= 16 * memory.trial_bytes(run.design, 64) <= 20 * needed
 
 
 # --- oracles
@@ -216,8 +224,8 @@ def twin(network, bits, coins, scales, count, method, x):
 def test_float64_twin_fed_the_same_bits(method, q):
     """Sampled distances within the guard band, and the exact telescoping product just below."""
     network, trials = networks.dense((16, 24, 20, 12)), 100
-    plan = engine.prepare(network, LAW, method, Fraction(q), domain=SMALL, seed=11)
-    result = gather(plan, trials)
+    run = engine.prepare(network, LAW, method, Fraction(q), trials=trials, domain=SMALL, seed=11)
+    result = gather(run)
     root = keys.root_key(11)
     count = Fraction(q).count(480)
 
@@ -373,8 +381,7 @@ def test_scaling_the_last_layer_scales_the_gap(scale):
     ws = [rng.normal(size=(20, *shape)).astype(np.float32) for shape in network.weight_shapes]
     scaled = [*ws[:-1], ws[-1] * np.float32(scale)]
     run = lambda targets: gather(
-        engine.prepare(network, targets, pruning.magnitude, Fraction(0.3), domain=SMALL, block=20),
-        20,
+        engine.prepare(network, targets, pruning.magnitude, Fraction(0.3), trials=20, domain=SMALL)
     )
     one, other = run(ws), run(scaled)
     for name in ("lower", "upper", "sampled"):
@@ -389,8 +396,10 @@ def test_permuting_hidden_neurons_changes_nothing():
     permuted = [ws[0][:, order], ws[1][:, :, order], ws[2]]
     results = []
     for targets in (ws, permuted):
-        plan = engine.prepare(network, targets, pruning.magnitude, Fraction(0.3), domain=SMALL)
-        results.append(gather(plan, 1))
+        run = engine.prepare(
+            network, targets, pruning.magnitude, Fraction(0.3), trials=1, domain=SMALL
+        )
+        results.append(gather(run))
     for name in ("lower", "upper", "sampled"):
         np.testing.assert_allclose(*(getattr(r, name) for r in results), rtol=1e-5)
 

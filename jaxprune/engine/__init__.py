@@ -1,6 +1,6 @@
 """The engine: one pure trial, batched into blocks, counted exactly."""
 
-from jaxprune.engine.simulate import prepare, run_blocks, simulate
+from jaxprune.engine.run import Run, compiled_block, prepare, run_blocks, simulate, tally_run
 from jaxprune.engine.tally import GUARD, Tally
 from jaxprune.engine.trial import Design, Numbers, Trial, run_trial
 
@@ -8,10 +8,13 @@ __all__ = [
     "GUARD",
     "Design",
     "Numbers",
+    "Run",
     "Tally",
     "Trial",
+    "compiled_block",
     "prepare",
     "run_blocks",
     "run_trial",
     "simulate",
+    "tally_run",
 ]

@@ -277,7 +277,7 @@ def _targets(source) -> Law | Recipe:
         training = source.get("training", {})
         if not isinstance(training, Mapping):
             raise ValueError(f"training = {training!r}: a table is needed")
-        names = [field.name for field in dataclasses.fields(Recipe)]
+        names = [f.name for f in dataclasses.fields(Recipe) if f.name != "law"]
         for key in training:
             validation.choice("training key", key, names)
         return Recipe(**training)

@@ -4,6 +4,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -77,20 +78,22 @@ def verify(plan: Plan, progress: Callable[[Progress], None] | None = None) -> di
         )
         finished += training_work[job]
 
+    runs = [_prepare(case, plan.seed, targets) for case in plan.cases]
     tallies, seconds = [], []
-    for case in plan.cases:
-        start = time.perf_counter()
-        report(str(case), work[case], 0.0)
-        tallies.append(
-            _simulate(
-                case,
-                plan.seed,
-                targets.get((case.network, case.targets)),
-                lambda n, c=case: report(str(c), work[c], n / c.trials),
-            )
-        )
-        seconds.append(time.perf_counter() - start)
-        finished += work[case]
+    # One thread compiles ahead of the runs.
+    with ThreadPoolExecutor(1) as compiler:
+        try:
+            for run in runs:
+                compiler.submit(engine.compiled_block, run)
+            for case, run in zip(plan.cases, runs, strict=True):
+                start = time.perf_counter()
+                report(str(case), work[case], 0.0)
+                advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
+                tallies.append(engine.tally_run(run, [eps for eps, _ in case.eps], advance))
+                seconds.append(time.perf_counter() - start)
+                finished += work[case]
+        finally:
+            compiler.shutdown(cancel_futures=True)
     return {
         "plan": {"hash": plan.hash, **_plain(plan.source), **_decided(plan)},
         "environment": environment(plan.seed),
@@ -151,25 +154,24 @@ def _seconds(case: Case) -> float:
     return 2.0 + 6e-10 * memory.trial_bytes(_design(case), case.ball.samples) * case.trials
 
 
-def _simulate(case: Case, seed: int, targets: Params | None, progress) -> Tally:
-    domain, labelled = case.ball, None
-    if targets is not None:
+def _prepare(case: Case, seed: int, trained_targets: dict[tuple, Params]) -> engine.Run:
+    targets, domain, labelled = case.targets, case.ball, None
+    if not isinstance(targets, Law):
+        targets = trained_targets[case.network, targets]
         digits = trained.digits()
-        images = digits.test_x.reshape(-1, *case.network.in_shape)
+        images = trained.as_inputs(case.network, digits.test_x)
         labelled = images, digits.test_y
         domain = images if case.domain == TEST_IMAGES else domain
-    return engine.simulate(
+    return engine.prepare(
         case.network,
-        case.targets if targets is None else targets,
+        targets,
         case.pruning,
         case.amount,
-        eps=[eps for eps, _ in case.eps],
         trials=case.trials,
         layers=case.layers,
         domain=domain,
         labelled=labelled,
         seed=seed,
-        progress=progress,
     )
 
 

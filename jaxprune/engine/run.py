@@ -2,8 +2,9 @@
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -21,11 +22,12 @@ from jaxprune.pruning import Amount, Pruning
 from jaxprune.types import Params
 
 
-class Plan(NamedTuple):
-    """A run made ready: what is compiled, its numbers, and the block that fits in memory."""
+class Run(NamedTuple):
+    """A simulation made ready: what is compiled, its numbers, and how it is cut into blocks."""
 
     design: Design
     numbers: Numbers
+    trials: int
     block: int
 
 
@@ -34,18 +36,31 @@ def _run_block(design, numbers, high, low):
     return jax.vmap(lambda h, l: run_trial(design, numbers, (h, l)))(high, low)
 
 
-@functools.lru_cache(maxsize=256)
-def _compile(design, treedef, leaves, block):
-    numbers = jax.tree.unflatten(treedef, leaves)
-    word = jax.ShapeDtypeStruct((block,), jnp.uint32)
-    return _run_block.lower(design, numbers, word, word).compile()
+_programs: dict[Hashable, Future] = {}
+_programs_lock = threading.Lock()
 
 
-def compiled_block(design: Design, numbers: Numbers, block: int) -> Callable[..., Trial]:
-    """The compiled program of one block; equal designs and shapes share it."""
-    leaves, treedef = jax.tree.flatten(numbers)
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    return _compile(design, treedef, shapes, block)
+def compiled_block(run: Run) -> Callable[..., Trial]:
+    """The compiled program of a run's blocks; equal designs and shapes share it.
+
+    Threads may ask for the same program at once: it is compiled once, the others wait.
+    """
+    leaves, treedef = jax.tree.flatten(run.numbers)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    key = run.design, run.block, treedef, shapes
+    with _programs_lock:
+        program = _programs.get(key)
+        if mine := program is None:
+            program = _programs[key] = Future()
+    if mine:
+        word = jax.ShapeDtypeStruct((run.block,), jnp.uint32)
+        try:
+            lowered = _run_block.lower(run.design, run.numbers, word, word)
+            program.set_result(lowered.compile())
+        except BaseException as error:
+            del _programs[key]
+            program.set_exception(error)
+    return program.result()
 
 
 def prepare(
@@ -54,13 +69,15 @@ def prepare(
     pruning: Pruning,
     amount: Amount,
     *,
+    trials: int = 1000,
     layers: str | Sequence[str] | Callable[[str], bool] = "middle",
     domain: UnitBall | np.ndarray | None = None,
     labelled: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
     block: int | None = None,
-) -> Plan:
-    """Checks a run's arguments and sizes its blocks; `simulate` documents the arguments."""
+) -> Run:
+    """Checks a simulation's arguments and sizes its blocks; `simulate` documents them."""
+    trials = validation.integer("trials", trials, 1, keys.MAX_TRIALS)
     root = keys.root_key(seed)
     pruned = networks.select_layers(network, layers)
     levels = [
@@ -69,29 +86,27 @@ def prepare(
     ]
     domain = UnitBall() if domain is None else domain
     ball = domain if isinstance(domain, UnitBall) else None
-    family = targets.family if isinstance(targets, Law) else None
-    design = Design(network, family, pruning, pruned, ball)
+    law = targets if isinstance(targets, Law) else None
+    design = Design(network, law.family if law else None, pruning, pruned, ball)
     rows = None if ball else _inputs("domain", domain, network)
     inputs = ball.samples if ball else len(rows)
     if labelled is not None:
-        x, y = _inputs("labelled", labelled[0], network), np.asarray(labelled[1], np.int32)
-        if y.shape != (len(x),):
-            raise ValueError(f"labels of shape {y.shape}: one for each of {len(x)} is needed")
-        labelled = jnp.asarray(x), jnp.asarray(y)
-        inputs = max(inputs, len(x))
+        labelled = _labelled(*labelled, network)
+        inputs = max(inputs, len(labelled[0]))
     device = jax.devices()[0]
     memory.check(design, inputs, device)
     numbers = Numbers(
         root,
         jnp.asarray(levels, jnp.int32),
-        scales=_scales(targets, network) if family else None,
-        targets=None if family else _stacked(targets, network),
+        scales=_scales(law, network) if law else None,
+        targets=None if law else _stacked(targets, network, trials),
         rows=None if rows is None else jnp.asarray(rows),
         labelled=labelled,
     )
     if block is None:
         block = memory.block_size(design, inputs, device)
-    return Plan(design, numbers, validation.integer("block", block, 1, 2**24))
+    block = validation.integer("block", block, 1, 2**24)
+    return Run(design, numbers, trials, min(block, trials))
 
 
 def simulate(
@@ -133,72 +148,79 @@ def simulate(
     Raises:
       ValueError: an argument outside its range, or a network that does not fit in memory.
     """
-    trials = validation.integer("trials", trials, 1, keys.MAX_TRIALS)
-    eps = tuple(validation.real("eps", e, 0.0, float("inf")) for e in eps)
-    plan = prepare(
+    run = prepare(
         network,
         targets,
         pruning,
         amount,
+        trials=trials,
         layers=layers,
         domain=domain,
         labelled=labelled,
         seed=seed,
         block=block,
     )
-    given = plan.numbers.targets
-    if given is not None and len(given[0]) < trials:
-        raise ValueError(f"trials = {trials}: there are {len(given[0])} targets")
-    tally = Tally(eps)
-    for ids, block_trials in run_blocks(plan, trials):
-        tally += Tally.of(eps, ids, block_trials)
+    return tally_run(run, eps, progress)
+
+
+def tally_run(
+    run: Run, eps: Sequence[float], progress: Callable[[int], None] | None = None
+) -> Tally:
+    """Runs all blocks and tallies them; see `simulate`."""
+    tally = Tally(tuple(validation.real("eps", e, 0.0, float("inf")) for e in eps))
+    for ids, trials in run_blocks(run):
+        tally += Tally.of(tally.eps, ids, trials)
         if progress:
             progress(tally.trials)
     return tally
 
 
-def run_blocks(plan: Plan, trials: int):
-    """Yields `(ids, Trial)` block by block, in order; the last one cut to the trials wanted."""
-    block = min(plan.block, trials)
-    run = compiled_block(plan.design, plan.numbers, block)
+def run_blocks(run: Run) -> Iterator[tuple[range, Trial]]:
+    """Yields trial ids and their results block by block, in order."""
+    program = compiled_block(run)
 
     def one(start):
-        ids = np.arange(start, start + block, dtype=np.uint64)
+        ids = np.arange(start, start + run.block, dtype=np.uint64)
         high, low = (ids >> 32).astype(np.uint32), (ids & 0xFFFFFFFF).astype(np.uint32)
-        return jax.tree.map(np.asarray, run(plan.numbers, high, low))
+        return jax.tree.map(np.asarray, program(run.numbers, high, low))
+
+    def cut(start, future):
+        """Without the padding past the last trial."""
+        ids = range(start, min(start + run.block, run.trials))
+        return ids, Trial(*(field[: len(ids)] for field in future.result()))
 
     # Two blocks in flight keep the device busy while the host tallies.
     with ThreadPoolExecutor(2) as pool:
         running = collections.deque()
-        for start in range(0, trials, block):
+        for start in range(0, run.trials, run.block):
             running.append((start, pool.submit(one, start)))
             if len(running) == 2:
-                yield _cut(*running.popleft(), trials)
+                yield cut(*running.popleft())
         while running:
-            yield _cut(*running.popleft(), trials)
-
-
-def _cut(start, future, trials):
-    """A block's ids and results without the padding past the last trial."""
-    result = future.result()
-    ids = range(start, min(start + len(result.lower), trials))
-    return ids, Trial(*(field[: len(ids)] for field in result))
+            yield cut(*running.popleft())
 
 
 def _inputs(name, x, network):
     x = np.asarray(x, np.float32)
-    if x.ndim != 1 + len(network.in_shape) or x.shape[1:] != network.in_shape or not len(x):
-        raise ValueError(f"{name} of shape {x.shape}: (n, {network.in_shape}) is needed")
+    if x.shape[1:] != network.in_shape or not len(x):
+        raise ValueError(f"{name} of shape {x.shape}: (n, *{network.in_shape}) is needed")
     if not np.isfinite(x).all():
         raise ValueError(f"{name}: finite numbers are needed")
     return x
+
+
+def _labelled(x, y, network):
+    x, y = _inputs("labelled", x, network), np.asarray(y, np.int32)
+    if y.shape != (len(x),):
+        raise ValueError(f"labels of shape {y.shape}: one for each of {len(x)} inputs is needed")
+    return jnp.asarray(x), jnp.asarray(y)
 
 
 def _scales(law, network):
     return jnp.asarray([law.scale(*layer.fans) for layer in network.layers], jnp.float32)
 
 
-def _stacked(targets, network):
+def _stacked(targets, network, trials):
     targets = tuple(jnp.asarray(w, jnp.float32) for w in targets)
     shapes = tuple(w.shape[1:] for w in targets)
     if shapes != network.weight_shapes or len({len(w) for w in targets}) != 1:
@@ -206,4 +228,6 @@ def _stacked(targets, network):
             f"targets of shapes {tuple(w.shape for w in targets)}: "
             f"(trials, ...) + {network.weight_shapes} is needed"
         )
+    if len(targets[0]) < trials:
+        raise ValueError(f"trials = {trials}: there are {len(targets[0])} targets")
     return targets

@@ -1,0 +1,104 @@
+"""The decision about claims `P(gap <= eps) >= 1 - delta`.
+
+A trial whose bracket leaves open on which side of epsilon the gap lies counts against either
+answer, and so does one that is not finite.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxprune import validation
+from jaxprune.statistics import binomial
+from jaxprune.statistics.many import holm
+
+HOLDS = "holds"
+"""The claim is true, at the confidence stated with the verdict."""
+
+VIOLATED = "violated"
+"""The claim is false, at the confidence stated with the verdict."""
+
+UNDECIDED = "undecided"
+"""The trials do not tell."""
+
+
+class Counts(NamedTuple):
+    """Trials of one claim: upper end at most eps, open, lower end above eps, not finite."""
+
+    close: int
+    between: int
+    far: int
+    nonfinite: int
+
+
+class Claim(NamedTuple):
+    """`P(gap <= eps) >= 1 - delta`, with what its trials showed."""
+
+    counts: Counts
+    delta: float
+
+
+class Decision(NamedTuple):
+    """What the trials say of one claim.
+
+    Attributes:
+      verdict: `HOLDS`, `VIOLATED` or `UNDECIDED`.
+      p_low: exact lower limit of P(gap <= eps), where only close trials count as successes.
+      p_high: exact upper limit, where only far trials count as failures.
+      p_value_holds: Holm-adjusted p-value of the null hypothesis that the claim is false.
+      p_value_violated: Holm-adjusted p-value of the null hypothesis that it is true.
+    """
+
+    verdict: str
+    p_low: float
+    p_high: float
+    p_value_holds: float
+    p_value_violated: float
+
+
+def judge(claims: Sequence[Claim], confidence: float = 0.99) -> list[Decision]:
+    """Judges all claims of a plan together.
+
+    Each limit, `p_low` and `p_high`, is one-sided Clopper-Pearson at the confidence by itself.
+    The verdicts hold together: with the confidence no claim is said to hold that does not, and
+    with the confidence none is said to be violated that is not (Holm over the claims, each kind
+    of error by itself), however the claims' trials depend on each other.
+
+    Args:
+      claims: with independent trials within each claim.
+      confidence: in (0, 1).
+
+    Raises:
+      ValueError: confidence, delta or a count out of range.
+    """
+    alpha = 1.0 - validation.real("confidence", confidence, 0.0, 1.0)
+    not_close = [c.between + c.far + c.nonfinite for c, _ in claims]
+    trials = [sum(c) for c, _ in claims]
+    holds = holm(
+        [
+            binomial.p_value_at_most(k, n, claim.delta)
+            for k, n, claim in zip(not_close, trials, claims, strict=True)
+        ]
+    )
+    violated = holm(
+        [
+            binomial.p_value_at_least(claim.counts.far, n, claim.delta)
+            for n, claim in zip(trials, claims, strict=True)
+        ]
+    )
+    decisions = []
+    for i, claim in enumerate(claims):
+        verdict = UNDECIDED
+        if holds[i] <= alpha:
+            verdict = HOLDS
+        elif violated[i] <= alpha:
+            verdict = VIOLATED
+        decisions.append(
+            Decision(
+                verdict,
+                1.0 - float(binomial.upper_limit(not_close[i], trials[i], alpha)),
+                1.0 - float(binomial.lower_limit(claim.counts.far, trials[i], alpha)),
+                float(holds[i]),
+                float(violated[i]),
+            )
+        )
+    return decisions
