@@ -68,7 +68,7 @@ def test_as_inputs_keeps_the_pixels_in_place():
     # Zeros come first in the split, and the first bundled image is a zero.
     first = load_digits().images[0]
     np.testing.assert_allclose(images[0, 0] / images[0].max(), first / first.max(), rtol=1e-6)
-    with pytest.raises(ValueError, match="64 features"):
+    with pytest.raises(ValueError, match="64 pixels"):
         trained.as_inputs(networks.dense((3, 10)), data.test_x)
 
 
@@ -180,5 +180,5 @@ def test_train_checks_its_arguments():
         trained.train(DENSE, SHORT, 1, chunk=0)
     with pytest.raises(ValueError, match="outputs"):
         trained.train(networks.dense((64, 9)), SHORT, 1)
-    with pytest.raises(ValueError, match="64 features"):
+    with pytest.raises(ValueError, match="64 pixels"):
         trained.train(networks.dense((63, 10)), SHORT, 1)

@@ -22,6 +22,7 @@ from jaxprune.gaps import UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network
 from jaxprune.pruning import Amount, Pruning
+from jaxprune.studies import trained
 from jaxprune.studies.trained import Recipe
 
 THEOREM = "theorem"
@@ -218,7 +219,11 @@ def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
     cases = []
     for network in _networks(source):
         pruned = networks.select_layers(network, source.get("layers", "middle"))
+        if isinstance(targets, Recipe):
+            trained.check(network)
         for method, amount, domain in itertools.product(methods, _amounts(source), domains):
+            for count in itertools.compress(network.weight_counts, pruned):
+                method.level(amount, count)  # raises where the amount exceeds the layer
             certificate = _certificate(network, targets, method, amount, pruned, delta)
             if certificate is None and THEOREM in asked:
                 raise ValueError(f"eps = {THEOREM!r}: there is no theorem for {network}")

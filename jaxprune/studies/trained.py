@@ -24,6 +24,7 @@ from jaxprune.networks import Network
 from jaxprune.types import Key, Params
 
 CLASSES = 10
+PIXELS = 64
 HE_NORMAL = laws.normal(scaling="he")
 CPU_CHUNK = 16
 DEVICE_CHUNK = 1024
@@ -101,16 +102,18 @@ def digits() -> Digits:
     return data
 
 
-def as_inputs(network: Network, x: np.ndarray) -> np.ndarray:
-    """Flattened images `(n, d)` as inputs `(n, *in_shape)` of a network.
-
-    Raises:
-      ValueError: the network takes inputs of another size.
-    """
-    if math.prod(network.in_shape) != x.shape[1]:
+def check(network: Network) -> None:
+    """Refuses, with a ValueError, a network that does not take the digits or tell them apart."""
+    if math.prod(network.in_shape) != PIXELS or network.out_shape != (CLASSES,):
         raise ValueError(
-            f"network with inputs {network.in_shape}: {x.shape[1]} features are needed"
+            f"widths from {network.in_shape} to {network.out_shape}: data = 'digits' needs inputs "
+            f"of {PIXELS} pixels and {CLASSES} outputs"
         )
+
+
+def as_inputs(network: Network, x: np.ndarray) -> np.ndarray:
+    """Flattened images `(n, 64)` as inputs `(n, *in_shape)` of a network; see `check`."""
+    check(network)
     return x.reshape(len(x), *network.in_shape)
 
 

@@ -1,0 +1,99 @@
+"""Imports run one way; nothing unsafe, private or misleading is used."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "jaxprune"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What each room may import, besides itself, `types` and `validation`.
+ALLOWED = {
+    "types": set(),
+    "validation": set(),
+    "laws": set(),
+    "activations": set(),
+    "networks": {"activations"},
+    "inputs": {"laws"},
+    "pruning": {"laws"},
+    "statistics": set(),
+    "gaps": {"inputs", "networks"},
+    "bounds": {"activations", "laws", "networks", "pruning"},
+    "engine": {"gaps", "inputs", "laws", "networks", "pruning", "statistics"},
+    "studies": {
+        "activations",
+        "bounds",
+        "engine",
+        "gaps",
+        "inputs",
+        "laws",
+        "networks",
+        "pruning",
+        "statistics",
+    },
+    "report": set(),
+    "cli": {"report", "studies"},
+}
+
+
+def room(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    if room(path) in ("__init__", "__main__"):
+        return
+    for module, name in imports(path):
+        if module.split(".")[0] != "jaxprune":
+            continue
+        target = module.split(".")[1] if "." in module else name
+        if (target and (PACKAGE / target).exists()) or (PACKAGE / f"{target}.py").exists():
+            allowed = ALLOWED[room(path)] | {room(path), "types", "validation"}
+            assert target in allowed, f"{room(path)} imports {target}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_unsafe_or_private(path):
+    text = path.read_text()
+    for pattern in (r"\bpickle\b", r"allow_pickle", r"\beval\(", r"jax\._src", r"yaml\.load"):
+        assert not re.search(pattern, text), f"{pattern} in {path}"
+    for module, _ in imports(path):
+        assert not module.startswith(("jax._", "jax.core", "scipy.stats", "pickle"))
+
+
+def test_vmap_over_trials_stands_in_the_engine_alone():
+    """Elsewhere `vmap` runs over inputs, starts, layers of one pair, or training seeds."""
+    users = {str(p.relative_to(PACKAGE)) for p in MODULES if "jax.vmap" in p.read_text()}
+    assert users == {
+        "engine/run.py",
+        "engine/trial.py",
+        "gaps/ascent.py",
+        "gaps/norms.py",
+        "gaps/sandwich.py",
+        "gaps/telescoping.py",
+        "studies/trained.py",
+    }
+
+
+def test_importing_the_package_stays_light():
+    """No plotting, no data set and no terminal library before they are needed."""
+    code = (
+        "import sys, jaxprune; heavy = [m for m in ('sklearn', 'matplotlib', 'rich', 'scipy.stats',"
+        " 'optax', 'pandas') if m in sys.modules]; print(heavy); sys.exit(bool(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,147 @@
+"""The infinite-width limit, against Monte Carlo, quadrature and wide networks.
+
+A random test fails falsely with probability below FALSE_ALARM.
+"""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxprune import activations, bounds, laws, networks
+
+limit = sys.modules["jaxprune.bounds.infinite_width"]  # the function hides the module's name
+FALSE_ALARM = 1e-6
+ACTIVATIONS = {
+    activations.relu: lambda z: np.maximum(z, 0.0),
+    activations.leaky_relu(0.2): lambda z: np.where(z > 0, z, 0.2 * z),
+    activations.tanh: np.tanh,
+    activations.identity: lambda z: z,
+}
+MOMENTS = [(1.0, 0.8, 0.1), (2.0, 2.0, 1e-6), (1.0, 0.5, 0.6), (0.5, 0.1, 0.35), (1.0, 1.0, 4.0)]
+
+
+def z_limit(tests):
+    return stats.norm.isf(FALSE_ALARM / (2 * tests))
+
+
+@pytest.mark.parametrize("s", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("a, b, d", MOMENTS)
+def test_activation_step_against_monte_carlo(s, a, b, d):
+    rng = np.random.default_rng(3)
+    fn = ACTIVATIONS[s]
+    slope = 0.5 * (a - b + d) / a
+    z = np.sqrt(a) * rng.standard_normal(400_000)
+    change = slope * z + np.sqrt(max(d - slope**2 * a, 0.0)) * rng.standard_normal(z.size)
+    samples = (fn(z) ** 2, fn(z - change) ** 2, (fn(z) - fn(z - change)) ** 2)
+    for value, sample in zip(limit._activate(s, a, b, d), samples, strict=True):
+        error = sample.std() / np.sqrt(sample.size)
+        assert abs(sample.mean() - value) <= z_limit(3) * error + 1e-7 * value
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("a, b, d", MOMENTS)
+def test_homogeneous_closed_form_against_quadrature(slope, a, b, d):
+    # A kink costs Gauss-Hermite all but two digits of the moments.
+    closed = limit._homogeneous(1.0, slope, a, b, d)
+    numeric = limit._quadrature(activations.leaky_relu(slope), a, b, d)
+    assert numeric == pytest.approx(closed, rel=1e-12 if slope == 1.0 else 0.02)
+
+
+def test_relu_difference_is_the_arc_cosine_kernel():
+    for a, b, d in MOMENTS:
+        rho = (a + b - d) / (2 * np.sqrt(a * b))
+        theta = np.arccos(np.clip(rho, -1, 1))
+        kernel = np.sqrt(a * b) / (2 * np.pi) * (np.sin(theta) + (np.pi - theta) * np.cos(theta))
+        naive = 0.5 * (a + b) - 2 * kernel
+        assert limit._relu_difference(a, b, d) == pytest.approx(naive, rel=1e-9, abs=1e-13)
+
+
+def test_leaky_slopes_0_and_1_are_relu_and_identity():
+    kept = [0.9, 0.5, 0.7, 1.0]
+    for slope, s in ((0.0, activations.relu), (1.0, activations.identity)):
+        pair = [
+            bounds.infinite_width(networks.dense((30, 20, 40, 10, 5), t), laws.normal(1.3), kept)
+            for t in (activations.leaky_relu(slope), s)
+        ]
+        assert pair[0] == pytest.approx(pair[1], rel=1e-14)
+
+
+@pytest.mark.parametrize("s", ACTIVATIONS, ids=str)
+def test_small_gaps_keep_their_digits(s):
+    # The gap is linear in the removed energy to first order, and the second order is of that size.
+    network = networks.dense((50, 50, 50, 50), s)
+    ratios = []
+    for q in (1e-4, 1e-6, 1e-8):
+        kept = [1.0, 1.0 - q, 1.0]
+        ratios.append(bounds.infinite_width(network, laws.normal(2**0.5), kept)[3] / q)
+    assert ratios[1] == pytest.approx(ratios[2], rel=1e-2)
+    assert ratios[1] / ratios[2] - 1 == pytest.approx((ratios[0] / ratios[2] - 1) / 10, abs=2e-4)
+
+
+def test_identity_network_in_closed_form():
+    widths, kept = (30, 50, 20, 10), (0.9, 1.0, 0.6)
+    law = laws.uniform(2.0)
+    network = networks.dense(widths, activations.identity)
+    moments = bounds.infinite_width(network, law, kept, input_norm=3.0)
+    target = 9.0 * law.variance(30, 50) * 50 * law.variance(50, 20) * 20 * law.variance(20, 10)
+    share = np.prod(kept)
+    assert moments == pytest.approx(
+        (target, share * target, share * target, (1 - share) * target), rel=1e-12
+    )
+
+
+def test_nothing_kept_and_nothing_removed():
+    network = networks.dense((8, 8, 8))
+    nothing = bounds.infinite_width(network, LAW, [1.0, 0.0])
+    assert nothing.mean_squared_gap == nothing.target
+    assert nothing.pruned == 0.0
+    assert bounds.infinite_width(network, LAW, [0.0, 1.0]).pruned == 0.0
+    assert bounds.infinite_width(network, LAW, [1.0, 1.0]).mean_squared_gap == 0.0
+    assert bounds.infinite_width(network, LAW, [0.5, 1.0], input_norm=0.0).target == 0.0
+
+
+LAW = laws.uniform(6**0.5)
+
+
+@pytest.mark.parametrize("s", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("method", ["random", "magnitude"])
+@pytest.mark.parametrize("widths", [(64, 512, 512, 256), (16, 640, 512, 768, 64)])
+def test_wide_networks(s, method, widths):
+    rng = np.random.default_rng(len(widths))
+    q = 0.3
+    network = networks.dense(widths, s)
+    family = LAW.family
+    energy = 1 - q if method == "random" else family.kept_energy(q)
+    kept = [1.0] + [energy] * (len(widths) - 2)
+    runs = []
+    for _ in range(30):
+        x = y = np.eye(1, widths[0])[0]
+        for i, (m, n) in enumerate(itertools.pairwise(widths)):
+            w = rng.uniform(-1, 1, (n, m)) * LAW.scale(m, n)
+            key = np.abs(w) if method == "magnitude" else rng.random((n, m))
+            mask = key > np.partition(key.ravel(), int(q * n * m))[int(q * n * m)]
+            if i > 0:
+                x, y = ACTIVATIONS[s](x), ACTIVATIONS[s](y)
+            x, y = w @ x, (w * mask if i > 0 else w) @ y
+        runs.append((np.mean(x**2), np.mean(y**2), np.mean(x * y), np.mean((x - y) ** 2)))
+    mean, error = np.mean(runs, axis=0), np.std(runs, axis=0, ddof=1) / np.sqrt(len(runs))
+    expected = np.array(bounds.infinite_width(network, LAW, kept))
+    # The limit is off by a few parts in the least hidden width.
+    allowed = stats.t.isf(FALSE_ALARM / 8, len(runs) - 1) * error + 4 / 512 * expected
+    assert np.all(np.abs(mean - expected) <= allowed)
+
+
+@pytest.mark.parametrize(
+    "network, kept, named",
+    [
+        (networks.convolutional((1, 2, 2), 5), [1.0, 1.0], "network"),
+        (networks.dense((3, 4, 5)), [1.0], "kept_energy"),
+        (networks.dense((3, 4, 5)), [1.0, 1.5], "kept_energy"),
+    ],
+)
+def test_infinite_width_refuses(network, kept, named):
+    with pytest.raises(ValueError, match=f"^{named} = "):
+        bounds.infinite_width(network, LAW, kept)

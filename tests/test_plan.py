@@ -1,0 +1,261 @@
+"""Plans: what they expand to, and every way to get them wrong."""
+
+import copy
+import math
+import tomllib
+
+import pytest
+
+from jaxprune import laws, networks, pruning
+from jaxprune.studies import plan as plans
+
+SMALL = {
+    "title": "small",
+    "seed": 3,
+    "delta": 0.2,
+    "confidence": 0.9,
+    "trials": 40,
+    "experiment": [
+        {
+            "title": "dense",
+            "network": "dense",
+            "widths": [[4, 5, 5, 3], [4, 6, 6, 3]],
+            "law": "uniform",
+            "gain": 2.0,
+            "pruning": ["magnitude", "random"],
+            "alpha": [0.25, 0.5],
+            "eps": ["theorem", 0.5],
+        },
+        {
+            "title": "convolutional",
+            "network": "convolutional",
+            "channels": [2, 3, 3, 2],
+            "size": 5,
+            "padding": "VALID",
+            "kernel": 2,
+            "strides": [1, 2, 1],
+            "outputs": 4,
+            "activation": "leaky_relu",
+            "slope": 0.3,
+            "law": "normal",
+            "scaling": "glorot",
+            "pruning": "bernoulli",
+            "sparsity": 0.5,
+            "count": 3,
+            "layers": ["conv1", "dense4"],
+            "samples": 8,
+            "starts": 2,
+            "steps": 1,
+            "trials": 7,
+            "eps": 1.0,
+        },
+    ],
+}
+
+
+def test_a_plan_stands_for_every_combination():
+    plan = plans.parse(SMALL)
+    dense, conv = plan.cases[:-2], plan.cases[-2:]
+    assert (plan.seed, plan.delta, plan.confidence) == (3, 0.2, 0.9)
+    assert len(dense) == 2 * 2 * 2
+    assert {(c.network.widths, c.pruning.name, str(c.amount)) for c in dense} == {
+        (widths, name, amount)
+        for widths in ((4, 5, 5, 3), (4, 6, 6, 3))
+        for name in ("magnitude", "random")
+        for amount in ("D^0.75", "D^0.5")
+    }
+    for case in dense:
+        assert case.layers == ("dense2",) and case.trials == 40
+        assert case.targets == laws.uniform(2.0)
+        (certified, source), asked = case.eps
+        assert source == "theorem" and certified == case.certificate.eps > 0
+        assert asked == (0.5, "asked")
+    assert [c.amount for c in conv] == [pruning.Fraction(0.5), pruning.Count(3)]
+    for case in conv:
+        assert case.layers == ("conv1", "dense4") and case.trials == 7
+        assert case.network == networks.convolutional(
+            (2, 3, 3, 2),
+            5,
+            2,
+            strides=(1, 2, 1),
+            padding="VALID",
+            outputs=4,
+            activation=case.network.activation,
+        )
+        assert str(case.network.activation) == "leaky_relu(0.3)"
+        assert case.targets == laws.normal(scaling="glorot")
+        assert (case.ball.samples, case.ball.starts, case.ball.steps) == (8, 2, 1)
+
+
+def test_the_default_plan_asks_the_papers_questions():
+    plan = plans.load()
+    titles = " ".join({case.title for case in plan.cases})
+    for words in ("Theorem 1", "Theorem 2", "Theorem 3", "Gaussian", "Trained", "test images"):
+        assert words in titles
+    dense = [c for c in plan.cases if c.title.startswith("Theorem 1")]
+    assert {c.network.widths[1] for c in dense} == {16, 32, 64, 128, 256}
+    assert {c.amount.alpha for c in dense} == {0.25, 0.5}
+    for case in dense:
+        (certified, _), (asked, _) = case.eps
+        assert math.isfinite(certified) and asked > 0
+
+
+def test_the_hash_names_the_plan():
+    assert plans.parse(SMALL).hash == plans.parse(copy.deepcopy(SMALL)).hash
+    others = [plans.parse(SMALL, trials=8), plans.parse(SMALL, seed=4)]
+    others.append(plans.parse({**SMALL, "delta": 0.1}))
+    assert len({plan.hash for plan in [plans.parse(SMALL), *others]}) == 4
+
+
+def test_the_command_line_overrides_every_number_of_trials():
+    plan = plans.parse(SMALL, trials=9, seed=11)
+    assert {case.trials for case in plan.cases} == {9} and plan.seed == 11
+
+
+def changed(where, key, value):
+    plan = copy.deepcopy(SMALL)
+    target = plan if where is None else plan["experiment"][where]
+    if value is None:
+        del target[key]
+    else:
+        target[key] = value
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "named"),
+    [
+        (None, "sed", 1, "did you mean 'seed'"),
+        (None, "seed", -1, "seed"),
+        (None, "seed", 2**32, "seed"),
+        (None, "seed", 1.5, "seed"),
+        (None, "seed", True, "seed"),
+        (None, "delta", 0.0, "delta"),
+        (None, "delta", 1.0, "delta"),
+        (None, "delta", float("nan"), "delta"),
+        (None, "delta", "small", "delta"),
+        (None, "confidence", 1, "confidence"),
+        (None, "trials", 0, "trials"),
+        (None, "title", "", "title"),
+        (None, "experiment", None, "experiment"),
+        (None, "experiment", [], "experiment"),
+        (0, "title", None, "title"),
+        (0, "width", [4, 4], "did you mean 'widths'"),
+        (0, "network", "densse", "did you mean 'dense'"),
+        (0, "widths", None, "widths"),
+        (0, "widths", [4, -4, 4], "width"),
+        (0, "widths", [4, 0, 4], "width"),
+        (0, "widths", [[4, 4, 4], 5], "widths"),
+        (0, "widths", 7, "widths"),
+        (0, "widths", [4, 2**40, 4], "width"),
+        (0, "alpha", [], "list"),
+        (0, "alpha", 0.0, "alpha"),
+        (0, "alpha", 1.0, "alpha"),
+        (0, "alpha", -0.5, "alpha"),
+        (0, "alpha", None, "amount"),
+        (0, "eps", 0.0, "eps"),
+        (0, "eps", -1.0, "eps"),
+        (0, "eps", float("inf"), "eps"),
+        (0, "eps", "theorm", "eps"),
+        (0, "eps", None, "eps"),
+        (0, "law", None, "law"),
+        (0, "law", "cauchy", "law"),
+        (0, "gain", 0.0, "gain"),
+        (0, "scaling", "xavier", "scaling"),
+        (0, "pruning", "magnitud", "did you mean 'magnitude'"),
+        (0, "pruning", 7, "pruning"),
+        (0, "layers", "last", "layers"),
+        (0, "layers", ["dense9"], "layers"),
+        (0, "layers", [], "layers"),
+        (0, "domain", "test images", "domain"),
+        (0, "slope", 0.1, "slope"),
+        (0, "kernel", 3, "kernel"),
+        (0, "training", {"steps": 3}, "training"),
+        (0, "activation", "gelu", "activation"),
+        (0, "trials", 2**60, "trials"),
+        (0, "data", "mnist", "data"),
+        (1, "widths", [3, 3], "widths"),
+        (1, "sparsity", 1.5, "sparsity"),
+        (1, "sparsity", -0.1, "sparsity"),
+        (1, "count", 10**6, "count"),
+        (1, "size", None, "size"),
+        (1, "size", -3, "size"),
+        (1, "kernel", 9, "kernel"),
+        (1, "padding", "FULL", "padding"),
+        (1, "strides", [1, 1], "strides"),
+        (1, "slope", 2.0, "slope"),
+        (1, "samples", 0, "samples"),
+        (1, "starts", 100, "starts"),
+    ],
+)
+def test_bad_plans(where, key, value, named):
+    with pytest.raises(ValueError) as caught:
+        plans.parse(changed(where, key, value))
+    message = str(caught.value)
+    assert named in message and "\n" not in message
+    if where is not None:
+        assert message.startswith(f"experiment {where + 1}: ")
+
+
+def test_training_keys():
+    source = copy.deepcopy(SMALL)
+    source["experiment"] = [
+        {
+            "title": "trained",
+            "network": "dense",
+            "widths": [64, 8, 8, 10],
+            "data": "digits",
+            "training": {"steps": 5, "batch": 4, "learning_rate": 0.1},
+            "pruning": "random",
+            "sparsity": 0.5,
+            "domain": ["unit ball", "test images"],
+            "eps": 1.0,
+        }
+    ]
+    cases = plans.parse(source).cases
+    assert [case.domain for case in cases] == ["unit ball", "test images"]
+    assert {case.targets.steps for case in cases} == {5}
+    for training, named in (
+        ({"step": 5}, "did you mean 'steps'"),
+        ({"steps": 0}, "steps"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        (5, "training"),
+    ):
+        source["experiment"][0]["training"] = training
+        with pytest.raises(ValueError, match=named):
+            plans.parse(source)
+    source["experiment"][0]["training"] = {}
+    for key, value in (("law", "normal"), ("eps", "theorem"), ("widths", [63, 8, 8, 10])):
+        with pytest.raises(ValueError, match=key):
+            plans.parse({**source, "experiment": [{**source["experiment"][0], key: value}]})
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"seed = ", "TOML"),
+        (b"seed = 1\nseed = 2", "TOML"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"x = " + b"[" * 5000 + b"]" * 5000, "TOML"),
+        (b"seed = " + b"9" * 5000, "TOML"),
+        (b"#" * (plans.MAX_PLAN_BYTES + 1), "bytes"),
+    ],
+)
+def test_bad_files(tmp_path, content, named):
+    path = tmp_path / "plan.toml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=named) as caught:
+        plans.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        plans.load(tmp_path / "none.toml")
+
+
+def test_the_documented_keys_are_the_keys_of_the_default_plan():
+    path = plans.resources.files("jaxprune.studies").joinpath("default.toml")
+    source = tomllib.loads(path.read_text())
+    used = {key for experiment in source["experiment"] for key in experiment}
+    assert used <= set(plans.EXPERIMENT_KEYS)

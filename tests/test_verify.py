@@ -1,0 +1,246 @@
+"""The main job end to end, on a small plan, as a library call and as a command."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxprune import cli
+from jaxprune.studies import plan as plans
+from jaxprune.studies.verify import verify
+
+PLAN = """
+title = "small"
+seed = 3
+delta = 0.2
+confidence = 0.9
+trials = 60
+
+[[experiment]]
+title = "dense <b>"
+network = "dense"
+widths = [[6, 7, 7, 5]]
+law = "uniform"
+gain = 2.0
+pruning = ["magnitude", "random"]
+alpha = 0.5
+eps = ["theorem", 1e-6, 0.3]
+samples = 8
+starts = 2
+steps = 2
+
+[[experiment]]
+title = "convolutional"
+network = "convolutional"
+channels = [2, 3, 3, 2]
+size = 4
+law = "normal"
+pruning = "bernoulli"
+sparsity = 0.1
+eps = [1e-6, 1e6]
+samples = 8
+starts = 2
+steps = 2
+
+[[experiment]]
+title = "trained"
+network = "dense"
+widths = [64, 12, 12, 10]
+data = "digits"
+training = { steps = 60, learning_rate = 0.02 }
+pruning = "magnitude"
+sparsity = [0.0, 0.5]
+domain = "test images"
+eps = [1e-6, 1e6]
+trials = 24
+"""
+
+CELL_KEYS = {
+    *("experiment", "network", "law", "training", "pruning", "amount", "layers", "widths"),
+    *("sparsity", "domain", "eps", "eps_source", "delta", "confidence", "trials"),
+    *("close", "between", "far", "nonfinite", "p_low", "p_high", "p_value_holds"),
+    *("p_value_violated", "verdict", "certified_eps", "gap_lower_quantiles"),
+    *("gap_upper_quantiles", "sampled_gap_quantiles", "mean_squared_gap"),
+    *("mean_squared_gap_standard_error", "mean_squared_gap_infinite_width"),
+    *("accuracy_target", "accuracy_pruned", "accuracy_change", "worst_trials", "seconds"),
+}
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "plan.toml"
+    path.write_text(PLAN)
+    return path
+
+
+@pytest.fixture(scope="module")
+def command(plan_file, tmp_path_factory):
+    """`python -m jaxprune verify`, run as a user would."""
+    folder = tmp_path_factory.mktemp("run")
+    arguments = ["verify", "--plan", str(plan_file), "--out", "out", "--json", "copy.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxprune", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def result(command):
+    def refuse(name):
+        raise AssertionError(f"{name} is not strict JSON")
+
+    folder, _ = command
+    return json.loads((folder / "copy.json").read_text(), parse_constant=refuse)
+
+
+def test_the_command_prints_a_table_and_writes_a_folder(command, result):
+    folder, done = command
+    assert {path.name for path in (folder / "out").iterdir()} == {"result.json", "report.html"}
+    assert json.loads((folder / "out" / "result.json").read_text()) == result
+    assert "\x1b" not in done.stdout and done.stderr == ""
+    for word in ("holds", "violated", "convolutional", "trained", "result.json"):
+        assert word in done.stdout
+
+
+def test_every_cell_is_whole(result):
+    assert len(result["cells"]) == 2 * 3 + 2 + 2 * 2
+    for cell in result["cells"]:
+        assert set(cell) == CELL_KEYS
+        counts = [cell[key] for key in ("close", "between", "far", "nonfinite")]
+        assert sum(counts) == cell["trials"] and min(counts) >= 0
+        assert 0 <= cell["p_low"] <= cell["p_high"] <= 1
+        assert cell["verdict"] in ("holds", "violated", "undecided")
+        assert cell["delta"] == 0.2 and cell["confidence"] == 0.9
+        low, high = cell["gap_lower_quantiles"], cell["gap_upper_quantiles"]
+        assert all(low[p] <= high[p] for p in low)
+        assert list(low.values()) == sorted(low.values())
+
+
+def test_verdicts_of_the_obvious(result):
+    for cell in result["cells"]:
+        if cell["eps"] == 1e6 or cell["eps_source"] == "theorem" or cell["sparsity"] == 0:
+            assert cell["verdict"] == "holds"
+        if cell["eps"] == 1e-6 and cell["sparsity"] > 0:
+            assert cell["verdict"] == "violated"
+
+
+def test_what_goes_with_which_target(result):
+    dense, conv, trained = (
+        [cell for cell in result["cells"] if cell["experiment"].startswith(name)]
+        for name in ("dense", "conv", "trained")
+    )
+    assert all(cell["certified_eps"] > 0 for cell in dense)
+    assert all(cell["mean_squared_gap_infinite_width"] > 0 for cell in dense)
+    assert all(cell["mean_squared_gap_infinite_width"] is None for cell in conv + trained)
+    assert all(cell["accuracy_change"] is None for cell in dense + conv)
+    for cell in trained:
+        assert cell["certified_eps"] is None and cell["law"] is None
+        assert cell["accuracy_target"] > 0.8
+        change = cell["accuracy_pruned"] - cell["accuracy_target"]
+        assert cell["accuracy_change"] == pytest.approx(change, abs=1e-12)
+        if cell["sparsity"] == 0:
+            assert cell["accuracy_change"] == 0 and cell["mean_squared_gap"] == 0
+        assert cell["gap_lower_quantiles"] == pytest.approx(
+            cell["gap_upper_quantiles"], rel=2**-7, abs=1e-30
+        )
+
+
+def test_the_plan_and_the_environment_are_on_record(result, plan_file):
+    plan = plans.load(plan_file)
+    assert result["plan"]["hash"] == plan.hash and result["plan"]["seed"] == 3
+    assert result["plan"]["experiment"] == plan.source["experiment"]
+    for key in ("jaxprune", "jax", "jaxlib", "numpy", "device", "seed", "stream_version"):
+        assert key in result["environment"]
+
+
+def test_the_library_gives_the_same_numbers_as_the_command(result, plan_file):
+    seen = []
+    again = verify(plans.load(plan_file), seen.append)
+    for a, b in zip(result["cells"], json.loads(json.dumps(again["cells"])), strict=True):
+        a, b = ({k: v for k, v in cell.items() if k != "seconds"} for cell in (a, b))
+        assert a == b
+    shares = [p.done / p.total for p in seen]
+    assert shares == sorted(shares) and 0 <= shares[0] and shares[-1] == pytest.approx(1)
+    assert any("training" in p.doing for p in seen)
+
+
+def test_another_seed_gives_other_numbers(plan_file):
+    source = plans.load(plan_file).source
+    source = {**source, "experiment": source["experiment"][:1]}
+    one, two = (verify(plans.parse(source, seed=s))["cells"][0] for s in (1, 2))
+    assert one["worst_trials"] != two["worst_trials"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--trials", "0"], "trials"),
+        (["--trials", "-5"], "trials"),
+        (["--trials", "1e3"], "trials"),
+        (["--seed", "4294967296"], "seed"),
+        (["--seed", "1.5"], "seed"),
+        (["--seed", "-1"], "seed"),
+        (["--plan", "nowhere.toml"], "nowhere.toml"),
+        (["--out", "missing/folder"], "out"),
+        (["--out", "full"], "out"),
+        (["--json", "full/old.json"], "json"),
+        (["--trails", "5"], "trails"),
+        ([], "too large"),
+        ([], "sparsity"),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "old.json").write_text("mine")
+    plan = PLAN.replace("sparsity = 0.1", "sparsity = 1.1" if named == "sparsity" else "count = 1")
+    if named == "too large":
+        plan, named = plan.replace("[6, 7, 7, 5]", "[40000, 40000, 40000, 40000]"), "GiB"
+    plan = plan.replace('eps = ["theorem", 1e-6, 0.3]', "eps = 0.3")
+    (tmp_path / "plan.toml").write_text(plan)
+    before = sorted(tmp_path.rglob("*"))
+    if "--plan" not in arguments:
+        arguments = ["--plan", "plan.toml", *arguments]
+    try:
+        status = cli.main(["verify", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2 and captured.out == ""
+    assert captured.err.count("\n") == 1 and named in captured.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "full" / "old.json").read_text() == "mine"
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["verify", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--plan", "--trials", "--seed", "--out", "--json"):
+        assert option in text
+
+
+def test_worst_trials_are_the_largest_lower_bounds(result):
+    for cell in result["cells"]:
+        gaps = [entry["gap"] for entry in cell["worst_trials"]]
+        assert gaps == sorted(gaps, reverse=True)
+        top = cell["gap_lower_quantiles"]["1"]
+        assert gaps[0] == pytest.approx(top, rel=2**-7) or gaps[0] == top == 0
+        assert all(0 <= entry["trial"] < cell["trials"] for entry in cell["worst_trials"])
+
+
+def test_mean_squared_gap_has_an_error(result):
+    for cell in result["cells"]:
+        assert math.isfinite(cell["mean_squared_gap"])
+        assert cell["mean_squared_gap_standard_error"] >= 0
+        assert np.isfinite(cell["seconds"]) and re.fullmatch(r"[a-z ]+", cell["domain"])
