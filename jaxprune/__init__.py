@@ -1,3 +1,42 @@
 """How far is a pruned network from the network it was pruned from, and with what probability?"""
 
+from jaxprune.activations import identity, leaky_relu, relu, tanh
+from jaxprune.bounds import certify, infinite_width
+from jaxprune.engine import Tally, simulate
+from jaxprune.gaps import UnitBall
+from jaxprune.inputs import into_ball
+from jaxprune.laws import Law, normal, uniform
+from jaxprune.networks import Network, convolutional, dense
+from jaxprune.pruning import Count, Fraction, Sublinear, bernoulli, magnitude, random
+from jaxprune.statistics import Claim, Counts, Decision, judge
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Claim",
+    "Count",
+    "Counts",
+    "Decision",
+    "Fraction",
+    "Law",
+    "Network",
+    "Sublinear",
+    "Tally",
+    "UnitBall",
+    "bernoulli",
+    "certify",
+    "convolutional",
+    "dense",
+    "identity",
+    "infinite_width",
+    "into_ball",
+    "judge",
+    "leaky_relu",
+    "magnitude",
+    "normal",
+    "random",
+    "relu",
+    "simulate",
+    "tanh",
+    "uniform",
+]

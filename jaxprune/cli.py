@@ -74,7 +74,8 @@ def _verify(args) -> int:
         result = verify(plan, advance)
     spent = time.perf_counter() - started
 
-    report.render(result, Console())
+    # In a pipe there is no width to keep to.
+    report.render(result, Console(width=None if sys.stdout.isatty() else 120))
     try:
         report.write_folder(result, out)
         if args.json:

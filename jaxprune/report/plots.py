@@ -1,0 +1,164 @@
+"""Plots of a result. Every function takes and returns Matplotlib axes and computes nothing."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+VERDICT_MARKERS = {
+    "holds": ("o", "#1b7837"),
+    "undecided": ("d", "#b8860b"),
+    "violated": ("x", "#b2182b"),
+}
+
+
+def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
+    """Brackets of the gap by width, one colour an amount.
+
+    Bars run from the 5 % quantile of the lower bound to the 95 % quantile of the upper; markers
+    are the medians of the two. Lines: certified epsilon (dashed) and, for one input, the typical
+    gap of an infinitely wide network (dotted).
+
+    Args:
+      ax: to draw on.
+      cells: of one experiment; several cells of one case are drawn once.
+    """
+    cases = {(cell["amount"], cell["network"]): cell for cell in cells}.values()
+    amounts = list(dict.fromkeys(cell["amount"] for cell in cases))
+    for i, amount in enumerate(amounts):
+        group = sorted((c for c in cases if c["amount"] == amount), key=_width)
+        # Amounts side by side at each width.
+        x = [_width(c) * 1.06 ** (i - (len(amounts) - 1) / 2) for c in group]
+        color, marker = f"C{i}", MARKERS[i % len(MARKERS)]
+        low = _quantiles(group, "gap_lower_quantiles", "0.05")
+        high = _quantiles(group, "gap_upper_quantiles", "0.95")
+        ax.vlines(x, low, high, color=color, lw=1.2, alpha=0.8)
+        for side, filled in (("lower", True), ("upper", False)):
+            ax.plot(
+                x,
+                _quantiles(group, f"gap_{side}_quantiles", "0.5"),
+                marker,
+                color=color,
+                mfc=color if filled else "none",
+                ms=5,
+                label=f"{amount}: median {side} bound",
+            )
+        for key, style, label in (
+            ("certified_eps", "--", "certified ε"),
+            ("mean_squared_gap_infinite_width", ":", "one input, infinite width"),
+        ):
+            if all(cell[key] is not None for cell in group):
+                y = [c[key] if key == "certified_eps" else _typical(c) for c in group]
+                ax.plot(
+                    [_width(c) for c in group], y, style, color=color, label=f"{amount}: {label}"
+                )
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    widths = sorted({_width(cell) for cell in cases})
+    ax.set_xticks(widths, [str(w) for w in widths])
+    ax.set_xlabel("width (channels)" if "conv" in cells[0]["network"] else "width (neurons)")
+    ax.set_ylabel("gap, ‖F(x) − f(x)‖")
+    ax.set_title(cells[0]["experiment"], fontsize=9)
+    ax.legend(fontsize=6.5, ncols=2)
+    return ax
+
+
+def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
+    """Brackets of the gap of trained networks by sparsity, one colour a pruning method.
+
+    Bars and markers as in `gap_against_width`; text gives the change in accuracy.
+    """
+    methods = list(dict.fromkeys(cell["pruning"] for cell in cells))
+    for i, method in enumerate(methods):
+        group = {c["sparsity"]: c for c in cells if c["pruning"] == method}
+        group = [group[q] for q in sorted(group)]
+        x = [100 * c["sparsity"] + 1.6 * (i - (len(methods) - 1) / 2) for c in group]
+        color, marker = f"C{i}", MARKERS[i % len(MARKERS)]
+        low = _quantiles(group, "gap_lower_quantiles", "0.05")
+        high = _quantiles(group, "gap_upper_quantiles", "0.95")
+        ax.vlines(x, low, high, color=color, lw=1.2, alpha=0.8)
+        for side, filled in (("lower", True), ("upper", False)):
+            ax.plot(
+                x,
+                _quantiles(group, f"gap_{side}_quantiles", "0.5"),
+                marker,
+                color=color,
+                mfc=color if filled else "none",
+                ms=5,
+                label=f"{method}: median {side} bound",
+            )
+        for xi, yi, cell in zip(x, high, group, strict=True):
+            if math.isfinite(yi) and cell["accuracy_change"] is not None:
+                ax.annotate(
+                    f"{100 * cell['accuracy_change']:+.1f} pt",
+                    (xi, yi),
+                    (0, 3),
+                    textcoords="offset points",
+                    ha="right" if i == 0 else "left",
+                    fontsize=6.5,
+                    color=color,
+                )
+    ax.set_yscale("log")
+    ax.margins(x=0.15, y=0.12)
+    ax.set_xlabel("sparsity of the pruned layers (%)")
+    ax.set_ylabel(f"gap over the {cells[0]['domain']} (logits)")
+    ax.set_title(f"{cells[0]['experiment']}; change in accuracy", fontsize=9)
+    ax.legend(fontsize=6.5)
+    return ax
+
+
+def survival(ax: Axes, cell: dict[str, Any]) -> Axes:
+    """P(gap > t) of one case, between the curves of the lower and the upper bound."""
+    for side, style in (("lower", "-"), ("upper", "--")):
+        points = [(v, 1 - float(p)) for p, v in cell[f"gap_{side}_quantiles"].items()]
+        points = [(v, s) for v, s in points if v is not None]
+        ax.step(
+            *zip(*points, strict=True), style, where="post", label=f"{side} bound"
+        ) if points else None
+    ax.axhline(cell["delta"], color="grey", lw=0.8, ls=":", label=f"δ = {cell['delta']:g}")
+    ax.set_xscale("log")
+    ax.set_xlabel("t")
+    ax.set_ylabel("share of trials with bound > t")
+    ax.set_title(f"{cell['network']}: {cell['pruning']}, {cell['amount']}", fontsize=8)
+    ax.legend(fontsize=6.5)
+    return ax
+
+
+def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
+    """Confidence limits of P(gap <= eps) of every claim against the 1 - delta that it needs."""
+    for verdict, (marker, color) in VERDICT_MARKERS.items():
+        rows = [(i, cell) for i, cell in enumerate(cells) if cell["verdict"] == verdict]
+        ax.hlines(
+            [i for i, _ in rows],
+            [cell["p_low"] for _, cell in rows],
+            [cell["p_high"] for _, cell in rows],
+            color=color,
+            lw=1.4,
+        )
+        for key in ("p_low", "p_high"):
+            ax.plot(
+                [cell[key] for _, cell in rows], [i for i, _ in rows], marker, color=color, ms=3
+            )
+        ax.plot([], [], marker, color=color, label=f"{verdict} ({len(rows)})")
+    ax.axvline(1 - cells[0]["delta"], color="grey", lw=0.8, ls=":", label="1 − δ")
+    ax.set_ylim(len(cells) - 0.5, -0.5)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_xlabel(f"P(gap ≤ ε), one-sided {100 * cells[0]['confidence']:g} % limits")
+    ax.set_ylabel("claim, in the order of the table")
+    ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    return ax
+
+
+def _width(cell):
+    return cell["widths"][1]
+
+
+def _typical(cell):
+    outputs = cell["widths"][-1]
+    return math.sqrt(cell["mean_squared_gap_infinite_width"] * outputs)
+
+
+def _quantiles(cells, key, p):
+    return [math.nan if cell[key][p] is None else cell[key][p] for cell in cells]

@@ -1,0 +1,67 @@
+"""The result of `verify` as a table on the terminal."""
+
+import itertools
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxprune.report.words import (
+    caption,
+    limits,
+    number,
+    plain,
+    summary,
+    target,
+)
+
+STYLES = {"holds": "green", "violated": "red", "undecided": "yellow"}
+
+
+def render(result: dict[str, Any], console: Console) -> None:
+    """Prints one table an experiment, then what the columns mean and a summary.
+
+    Args:
+      result: as returned by `studies.verify`.
+      console: rich's; it leaves colours out where it is not a terminal.
+    """
+    for title, cells in itertools.groupby(result["cells"], key=lambda cell: cell["experiment"]):
+        console.print()
+        console.print(Text(plain(title), style="bold"))
+        console.print(_table(list(cells)))
+    console.print()
+    for line in caption(result):
+        console.print(Text(line), soft_wrap=False)
+    console.print()
+    console.print(Text(summary(result), style="bold"))
+
+
+def _table(cells):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("target, pruning, amount")
+    for name, width in (
+        ("ε", 8),
+        ("δ", 4),
+        ("close/betw./\nfar/nonfin.", 11),
+        ("P(gap ≤ ε)", 11),
+        ("certi-\nfied ε", 6),
+    ):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    table.add_column("verdict", no_wrap=True, min_width=9)
+    last = None
+    for cell in cells:
+        case = plain(f"{target(cell)} {cell['pruning']} {cell['amount']}")
+        counts = (cell[key] for key in ("close", "between", "far", "nonfinite"))
+        table.add_row(
+            Text("" if case == last else case),
+            number(cell["eps"]) + (" *" if cell["eps_source"] == "theorem" else "  "),
+            number(cell["delta"]),
+            "/".join(str(count) for count in counts),
+            "–".join(limits(cell)),
+            number(cell["certified_eps"]),
+            Text(cell["verdict"], style=STYLES.get(cell["verdict"], "")),
+        )
+        last = case
+    return table
