@@ -21,37 +21,58 @@ def upper_limit(failures, trials, alpha):
       alpha: in (0, 1), one-sided.
 
     Returns:
-      float64; 1 where all trials fail.
+      float64, the least p with `p_value_at_most(failures, trials, p) <= alpha`; 1 where all
+      trials fail.
 
     Raises:
       ValueError: counts that are no integers in range, or alpha outside (0, 1).
     """
     k, n, alpha = _checked(failures, trials, alpha)
-    with np.errstate(divide="ignore"):
-        zero = -np.expm1(np.log(alpha) / np.maximum(n, 1))  # 1 - alpha^(1/n)
-    inner = special.betainccinv(k + 1, np.maximum(n - k, 1), alpha)
-    return np.where(k == n, 1.0, np.where(k == 0, zero, inner))[()]
+    limit = _least(lambda p: _at_most(k, n, p) <= alpha, np.broadcast_shapes(k.shape, alpha.shape))
+    return np.where(k == n, 1.0, limit)[()]
 
 
 def lower_limit(failures, trials, alpha):
-    """`L` with `P(p < L) <= alpha`; arguments as in `upper_limit`. 0 where no trial fails."""
+    """`L` with `P(p < L) <= alpha`; arguments as in `upper_limit`. 0 where no trial fails.
+
+    The largest p with `p_value_at_least(failures, trials, p) <= alpha`.
+    """
     k, n, alpha = _checked(failures, trials, alpha)
-    inner = special.betaincinv(np.maximum(k, 1), n - k + 1, alpha)
-    return np.where(k == 0, 0.0, inner)[()]
+    beyond = _least(lambda p: _at_least(k, n, p) > alpha, np.broadcast_shapes(k.shape, alpha.shape))
+    return np.where(k == 0, 0.0, np.nextafter(beyond, 0.0))[()]
+
+
+def _least(true_from, shape):
+    """The least float64 in [0, 1] from which on a rising condition is true, or 1.
+
+    Bisection on the bits of p, which are ordered like p. `scipy.special.betaincinv` is not used:
+    it returns a wrong root for some large counts, e.g. for (1000, 10^9 - 999, 0.01).
+    """
+    low = np.full(shape, -1, np.int64)
+    high = np.full(shape, np.float64(1.0).view(np.int64))
+    while (high - low > 1).any():
+        middle = low + (high - low) // 2
+        true = true_from(middle.view(np.float64))
+        low, high = np.where(true, low, middle), np.where(true, middle, high)
+    return high.view(np.float64)
 
 
 def p_value_at_most(failures, trials, p):
     """`P(Bin(trials, p) <= failures)`: evidence against a failure probability of p or more."""
-    k, n, p = _checked(failures, trials, p, "p")
-    tail = special.betaincc(k + 1, np.maximum(n - k, 1), p)
-    return np.where(k == n, 1.0, tail)[()]
+    return _at_most(*_checked(failures, trials, p, "p"))[()]
 
 
 def p_value_at_least(failures, trials, p):
     """`P(Bin(trials, p) >= failures)`: evidence against a failure probability of p or less."""
-    k, n, p = _checked(failures, trials, p, "p")
-    tail = special.betainc(np.maximum(k, 1), n - k + 1, p)
-    return np.where(k == 0, 1.0, tail)[()]
+    return _at_least(*_checked(failures, trials, p, "p"))[()]
+
+
+def _at_most(k, n, p):
+    return np.where(k == n, 1.0, special.betaincc(k + 1, np.maximum(n - k, 1), p))
+
+
+def _at_least(k, n, p):
+    return np.where(k == 0, 1.0, special.betainc(np.maximum(k, 1), n - k + 1, p))
 
 
 def _checked(failures, trials, level, name="alpha"):
@@ -59,9 +80,9 @@ def _checked(failures, trials, level, name="alpha"):
     k = _integers("failures", failures, 0, MAX_TRIALS)
     if (k > n).any():
         raise ValueError(f"failures = {failures!r}: at most trials = {trials!r} are allowed")
-    for value in np.ravel(level):
+    for value in np.ravel(level).tolist():
         validation.real(name, value, 0.0, 1.0)
-    return k, n, np.asarray(level, np.float64)
+    return *np.broadcast_arrays(k, n), np.asarray(level, np.float64)
 
 
 def _integers(name, values, low, high):

@@ -7,6 +7,8 @@ answer, and so does one that is not finite.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxprune import validation
 from jaxprune.statistics import binomial
 from jaxprune.statistics.many import holm
@@ -71,34 +73,15 @@ def judge(claims: Sequence[Claim], confidence: float = 0.99) -> list[Decision]:
       ValueError: confidence, delta or a count out of range.
     """
     alpha = 1.0 - validation.real("confidence", confidence, 0.0, 1.0)
-    not_close = [c.between + c.far + c.nonfinite for c, _ in claims]
-    trials = [sum(c) for c, _ in claims]
-    holds = holm(
-        [
-            binomial.p_value_at_most(k, n, claim.delta)
-            for k, n, claim in zip(not_close, trials, claims, strict=True)
-        ]
-    )
-    violated = holm(
-        [
-            binomial.p_value_at_least(claim.counts.far, n, claim.delta)
-            for n, claim in zip(trials, claims, strict=True)
-        ]
-    )
-    decisions = []
-    for i, claim in enumerate(claims):
-        verdict = UNDECIDED
-        if holds[i] <= alpha:
-            verdict = HOLDS
-        elif violated[i] <= alpha:
-            verdict = VIOLATED
-        decisions.append(
-            Decision(
-                verdict,
-                1.0 - float(binomial.upper_limit(not_close[i], trials[i], alpha)),
-                1.0 - float(binomial.lower_limit(claim.counts.far, trials[i], alpha)),
-                float(holds[i]),
-                float(violated[i]),
-            )
-        )
-    return decisions
+    counts = [claim.counts for claim in claims]
+    trials = [sum(c) for c in counts]
+    not_close = [c.between + c.far + c.nonfinite for c in counts]
+    far = [c.far for c in counts]
+    deltas = [claim.delta for claim in claims]
+    holds = holm(binomial.p_value_at_most(not_close, trials, deltas))
+    violated = holm(binomial.p_value_at_least(far, trials, deltas))
+    low = 1.0 - binomial.upper_limit(not_close, trials, alpha)
+    high = 1.0 - binomial.lower_limit(far, trials, alpha)
+    verdicts = np.where(holds <= alpha, HOLDS, np.where(violated <= alpha, VIOLATED, UNDECIDED))
+    columns = (column.tolist() for column in (verdicts, low, high, holds, violated))
+    return [Decision(*row) for row in zip(*columns, strict=True)]
