@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from jaxprune.report.words import plain, target
+
 MARKERS = ("o", "s", "^", "D", "v", "P")
 VERDICT_MARKERS = {
     "holds": ("o", "#1b7837"),
@@ -60,7 +62,7 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     ax.set_xticks(widths, [str(w) for w in widths])
     ax.set_xlabel("width (channels)" if "conv" in cells[0]["network"] else "width (neurons)")
     ax.set_ylabel("gap, ‖F(x) − f(x)‖")
-    ax.set_title(cells[0]["experiment"], fontsize=9)
+    _title(ax, cells[0]["experiment"])
     ax.legend(fontsize=6.5, ncols=2)
     return ax
 
@@ -104,7 +106,7 @@ def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     ax.margins(x=0.15, y=0.12)
     ax.set_xlabel("sparsity of the pruned layers (%)")
     ax.set_ylabel(f"gap over the {cells[0]['domain']} (logits)")
-    ax.set_title(f"{cells[0]['experiment']}; change in accuracy", fontsize=9)
+    _title(ax, f"{cells[0]['experiment']}; change in accuracy")
     ax.legend(fontsize=6.5)
     return ax
 
@@ -112,16 +114,15 @@ def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
 def survival(ax: Axes, cell: dict[str, Any]) -> Axes:
     """P(gap > t) of one case, between the curves of the lower and the upper bound."""
     for side, style in (("lower", "-"), ("upper", "--")):
-        points = [(v, 1 - float(p)) for p, v in cell[f"gap_{side}_quantiles"].items()]
-        points = [(v, s) for v, s in points if v is not None]
-        ax.step(
-            *zip(*points, strict=True), style, where="post", label=f"{side} bound"
-        ) if points else None
+        quantiles = cell[f"gap_{side}_quantiles"].items()
+        points = [(v, 1 - float(p)) for p, v in quantiles if v is not None]
+        values, shares = [v for v, _ in points], [share for _, share in points]
+        ax.step(values, shares, style, where="post", label=f"{side} bound")
     ax.axhline(cell["delta"], color="grey", lw=0.8, ls=":", label=f"δ = {cell['delta']:g}")
     ax.set_xscale("log")
     ax.set_xlabel("t")
     ax.set_ylabel("share of trials with bound > t")
-    ax.set_title(f"{cell['network']}: {cell['pruning']}, {cell['amount']}", fontsize=8)
+    _title(ax, f"{target(cell)}: {cell['pruning']}, {cell['amount']}")
     ax.legend(fontsize=6.5)
     return ax
 
@@ -149,6 +150,10 @@ def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     ax.set_ylabel("claim, in the order of the table")
     ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return ax
+
+
+def _title(ax, text):
+    ax.set_title(plain(text), fontsize=9, parse_math=False)
 
 
 def _width(cell):

@@ -1,0 +1,212 @@
+"""Table, plots and page say what the result says, and hostile text stays inert."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from jaxprune import report
+from jaxprune.report import plots
+
+HOSTILE = "<img src=x onerror=alert(1)></title></script><script>alert(2)</script>\x1b[31m\x07\u202e"
+LEVELS = ("0.01", "0.05", "0.1", "0.25", "0.5", "0.75", "0.9", "0.95", "0.99", "1")
+
+
+def cell(**changes):
+    width, eps = changes.pop("width", 16), changes.pop("eps", 0.5)
+    lower = {p: 0.1 * (i + 1) / width for i, p in enumerate(LEVELS)}
+    return {
+        "experiment": "one",
+        "network": f"dense 8-{width}-{width}-4, relu",
+        "law": "uniform, scale max",
+        "training": None,
+        "pruning": "magnitude",
+        "amount": "D^0.75",
+        "layers": ["dense2"],
+        "widths": [8, width, width, 4],
+        "sparsity": 0.25,
+        "domain": "unit ball",
+        "eps": eps,
+        "eps_source": "asked",
+        "delta": 0.05,
+        "confidence": 0.99,
+        "trials": 1000,
+        "close": 911,
+        "between": 42,
+        "far": 17,
+        "nonfinite": 30,
+        "p_low": 0.88765,
+        "p_high": 0.99123,
+        "p_value_holds": 1.0,
+        "p_value_violated": 0.2,
+        "verdict": "undecided",
+        "certified_eps": 3.5,
+        "gap_lower_quantiles": lower,
+        "gap_upper_quantiles": {p: 4 * v for p, v in lower.items()},
+        "sampled_gap_quantiles": lower,
+        "mean_squared_gap": 0.01,
+        "mean_squared_gap_standard_error": 0.001,
+        "mean_squared_gap_infinite_width": 0.0004,
+        "accuracy_target": None,
+        "accuracy_pruned": None,
+        "accuracy_change": None,
+        "worst_trials": [{"trial": 5, "gap": 0.06}],
+        "seconds": 1.0,
+    } | changes
+
+
+@pytest.fixture
+def result():
+    trained = {
+        "experiment": HOSTILE,
+        "network": f"conv 1-8-16-10, {HOSTILE}",
+        "law": None,
+        "training": HOSTILE,
+        "certified_eps": None,
+        "mean_squared_gap_infinite_width": None,
+        "accuracy_target": 0.96,
+        "accuracy_pruned": 0.93,
+        "accuracy_change": -0.03,
+        "domain": "test images",
+    }
+    nothing = dict.fromkeys(LEVELS)
+    cells = [
+        cell(eps=3.5, eps_source="theorem", verdict="holds"),
+        cell(),
+        cell(width=64, verdict="violated"),
+        cell(width=64, amount="D^0.5", gap_upper_quantiles=nothing),
+        cell(**trained),
+        cell(**trained, sparsity=0.8, pruning="random", gap_lower_quantiles=nothing),
+    ]
+    return {
+        "plan": {"title": HOSTILE, "hash": "ab" * 32, "confidence": 0.99, "delta": 0.05, "seed": 1},
+        "environment": {"jax": "0.0", "device": HOSTILE},
+        "cells": cells,
+    }
+
+
+def printed(result, **console):
+    stream = io.StringIO()
+    report.render(result, Console(file=stream, **console))
+    return stream.getvalue()
+
+
+def test_the_table_holds_every_claim(result):
+    text = printed(result, width=120)
+    for words in ("holds", "undecided", "violated"):
+        assert re.search(rf"\b{words}\b *$", text, re.M)
+    assert text.count("911/42/17/30") == 6
+    assert text.count("0.887–0.992") == 6  # rounded outward
+    assert "3.5 *" in text and "6 claims: 1 hold, 1 violated, 4 undecided" in text
+    assert "99 %" in text and "Holm over all 6 claims" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_table_loses_no_number_at_any_width(result, width):
+    text = printed(result, width=width)
+    assert text.count("911/42/17/30") == 6 and text.count("undecided") >= 4
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+
+
+def test_no_control_character_reaches_the_terminal(result):
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e]", printed(result, width=120))
+    colours = printed(result, width=120, force_terminal=True, color_system="standard")
+    assert set(re.findall(r"\x1b\[[\d;]*m", colours)) <= {
+        "\x1b[0m",
+        "\x1b[1m",
+        "\x1b[31m",
+        "\x1b[32m",
+        "\x1b[33m",
+    }
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_inert_and_whole(result):
+    source = report.page(result)
+    page = Page(source)
+    assert "script" not in page.tags and "iframe" not in page.tags
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    assert sources and all(value.startswith("data:image/png;base64,") for value in sources)
+    assert "http" not in source.lower().replace("http-equiv", "")
+    (policy,) = (v for n, v in page.attributes if n == "content" and "default-src" in v)
+    assert policy.startswith("default-src 'none'")
+    text = " ".join(page.text)
+    for word in ("911", "0.887", "0.992", "holds", "violated", "ab" * 32, "Holm"):
+        assert word in text
+    assert text.count("undecided") >= 4 and "<img src=x" in text
+
+
+def test_the_folder_is_new_and_strict_json(result, tmp_path):
+    report.write_folder(result, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
+    with pytest.raises(FileExistsError):
+        report.write_json(result, tmp_path / "out" / "result.json")
+    result["cells"][0]["eps"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        report.write_json(result, tmp_path / "bad.json")
+
+
+def drawn(ax):
+    return [np.asarray(line.get_ydata(), float) for line in ax.get_lines()]
+
+
+def test_gap_against_width_draws_the_quantiles(result):
+    cells = result["cells"][:4]
+    ax = plots.gap_against_width(Figure().add_subplot(), cells)
+    assert "width" in ax.get_xlabel() and "gap" in ax.get_ylabel()
+    lines = drawn(ax)
+    wanted = [
+        [c["gap_lower_quantiles"]["0.5"] for c in (cells[0], cells[2])],
+        [c["gap_upper_quantiles"]["0.5"] for c in (cells[0], cells[2])],
+        [3.5, 3.5],
+        [0.04, 0.04],  # sqrt(0.0004 * 4 outputs)
+    ]
+    for values in wanted:
+        assert any(line.shape == (2,) and np.allclose(line, values) for line in lines)
+
+
+def test_gap_against_sparsity_draws_medians_and_accuracy(result):
+    ax = plots.gap_against_sparsity(Figure().add_subplot(), result["cells"][4:])
+    assert "sparsity" in ax.get_xlabel() and "test images" in ax.get_ylabel()
+    assert any("-3.0 pt" in text.get_text() for text in ax.texts)
+    median = result["cells"][4]["gap_lower_quantiles"]["0.5"]
+    assert any(np.allclose(line, [median]) for line in drawn(ax))
+
+
+def test_survival_falls_from_one_bound_to_the_other(result):
+    ax = plots.survival(Figure().add_subplot(), result["cells"][0])
+    lower, upper, _ = ax.get_lines()
+    assert np.all(np.diff(lower.get_ydata()) < 0)
+    np.testing.assert_allclose(
+        np.asarray(upper.get_xdata()), 4 * np.asarray(lower.get_xdata(), float)
+    )
+    assert ax.get_xlabel() and ax.get_ylabel()
+
+
+def test_limits_mark_every_claim_by_its_verdict(result):
+    ax = plots.limits(Figure().add_subplot(), result["cells"])
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["holds (1)", "undecided (4)", "violated (1)", "1 − δ"]
+    segments = [s for c in ax.collections for s in c.get_segments()]
+    assert len(segments) == 6
+    assert all(np.allclose(s[:, 0], [0.88765, 0.99123]) for s in segments)
