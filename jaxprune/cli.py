@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 BAD_INPUT = 2
+ENVIRONMENT = 3
+BROKEN_INVARIANT = 4
 INTERRUPTED = 130
 
 
@@ -41,13 +43,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status (0, 2 for bad input, 130 if interrupted)."""
+    """Runs one command and returns its exit status, as listed in the README."""
+    from jaxprune.engine.tally import BrokenBracket
+
     args = parser().parse_args(argv)
     try:
         return _verify(args)
     except ValueError as error:
         print(f"jaxprune: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenBracket as error:
+        print(f"jaxprune: broken invariant, nothing written: {error}", file=sys.stderr)
+        return BROKEN_INVARIANT
     except KeyboardInterrupt:
         print("jaxprune: interrupted, nothing written", file=sys.stderr)
         return INTERRUPTED
@@ -82,7 +89,7 @@ def _verify(args) -> int:
             report.write_json(result, args.json)
     except OSError as error:
         print(f"jaxprune: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 3
+        return ENVIRONMENT
     print(f"\n{spent:.0f} s. {out}/result.json holds every number, {out}/report.html the plots.")
     return 0
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from jaxprune import bounds, engine, laws, networks, pruning
 from jaxprune.engine import GUARD, Tally, keys, memory
-from jaxprune.engine.tally import ExactSum, Histogram
+from jaxprune.engine.tally import BrokenBracket, ExactSum, Histogram
 from jaxprune.engine.trial import Trial, masks, target
 from jaxprune.gaps import UnitBall
 from jaxprune.pruning import Fraction, Sublinear
@@ -467,6 +467,13 @@ def test_a_guard_band_around_epsilon_decides_nothing():
     values = np.float32(eps) * np.array([1 - 1e-4, 1 - 1e-6, 1, 1 + 1e-6, 1 + 1e-4], np.float32)
     trials = Trial(np.ones(5, bool), values, values, values, values, *(np.zeros(5, int),) * 2)
     assert Tally.of([eps], range(5), trials).counts(eps) == (1, 3, 1, 0)
+
+
+def test_a_broken_bracket_stops_everything():
+    good, bad = np.array([1.0, 2.0], np.float32), np.array([1.0, 1.9], np.float32)
+    trials = Trial(np.ones(2, bool), good, bad, good, good, *(np.zeros(2, int),) * 2)
+    with pytest.raises(BrokenBracket, match="trial 8"):
+        Tally.of([1.0], [7, 8], trials)
 
 
 def fake_trials(rng, n):

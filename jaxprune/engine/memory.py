@@ -6,7 +6,6 @@ import os
 import jax
 
 from jaxprune.engine.trial import Design
-from jaxprune.gaps.norms import torus
 from jaxprune.networks import Conv, Network
 
 CPU_BLOCK_BYTES = 16 * 2**20
@@ -48,7 +47,7 @@ def _norm_floats(network: Network) -> int:
     total = 0
     for layer in network.layers:
         if isinstance(layer, Conv):
-            frequencies = math.prod(torus(layer)) // 2 + 1
+            frequencies = math.prod(layer.torus) // 2 + 1
             total += 4 * frequencies * (4 * layer.c_in * layer.c_out)
         else:
             total += 3 * min(layer.weight_shape) ** 2

@@ -21,6 +21,10 @@ WORST_KEPT = 16
 _BUCKETS = 2**16
 
 
+class BrokenBracket(RuntimeError):
+    """A lower bound above its upper bound: the code, the compiler or the machine is wrong."""
+
+
 @dataclass(frozen=True)
 class Histogram:
     """Counts of non-negative float32 numbers by their top 16 bits: buckets 0.8 % wide.
@@ -124,12 +128,19 @@ class Tally:
           eps: positive numbers.
           ids: the trials' ids.
           trials: arrays `(len(ids),)`.
+
+        Raises:
+          BrokenBracket: a pair's lower bound exceeds its upper bound by more than the guard band.
         """
         t = Trial(*(np.asarray(field) for field in trials))
         ok = t.finite
         lower, upper = t.lower[ok].astype(np.float64), t.upper[ok].astype(np.float64)
+        ids = np.asarray(ids)
+        if (broken := lower > upper * (1 + GUARD)).any():
+            i = int(np.flatnonzero(broken)[0])
+            raise BrokenBracket(f"trial {ids[ok][i]}: lower {lower[i]:g} > upper {upper[i]:g}")
         mean_square = t.mean_square[ok].astype(np.float64)
-        worst = zip(lower.tolist(), np.asarray(ids)[ok].tolist(), strict=True)
+        worst = zip(lower.tolist(), ids[ok].tolist(), strict=True)
         return Tally(
             eps=tuple(eps),
             trials=len(ids),

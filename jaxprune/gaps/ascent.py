@@ -41,17 +41,17 @@ def ascend(
       `(n,)` the largest length met from each start, the start included.
     """
 
-    def gradient(x):
+    def value_and_gradient(x):
         d, pull = jax.vjp(difference, x)
-        return pull(d)[0]
+        return d, pull(d)[0]
 
     def step(carry, _):
         x, best = carry
-        g = jax.vmap(gradient)(x)
+        d, g = jax.vmap(value_and_gradient)(x)
         size = lengths(g).reshape(-1, *[1] * (x.ndim - 1))
         # Where the difference is flat at 0 there is no direction: stay.
         x = jnp.where(size > 0, g / size, x)
-        return (x, jnp.maximum(best, lengths(jax.vmap(difference)(x)))), None
+        return (x, jnp.maximum(best, lengths(d))), None
 
-    (_, best), _ = jax.lax.scan(step, (x, values), length=steps)
-    return best
+    (x, best), _ = jax.lax.scan(step, (x, values), length=steps)
+    return jnp.maximum(best, lengths(jax.vmap(difference)(x)))

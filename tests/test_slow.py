@@ -1,0 +1,154 @@
+"""Long statistical checks: `pytest -m slow`. False-alarm rate 1e-6 a test, seeds fixed."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxprune import activations, engine, gaps, laws, networks, pruning
+from jaxprune.engine import GUARD
+from jaxprune.gaps import UnitBall
+from jaxprune.pruning import Count, Fraction, Sublinear
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("method", [pruning.random, pruning.bernoulli], ids=str)
+@pytest.mark.parametrize("p", [0.001, 0.05, 0.5, 0.95, 0.999])
+def test_a_million_trials_of_a_known_law(method, p):
+    """One 1 x d Gaussian layer: given that j weights go, gap^2 = s^2 chi^2_j."""
+    d, k, trials = 24, 6, 1_000_000
+    law = laws.normal()
+    counts = stats.binom(d, k / d)
+
+    def probability(x):
+        if method is pruning.random:
+            return stats.chi2(k).cdf(x)
+        j = np.arange(1, d + 1)
+        return counts.pmf(0) + (counts.pmf(j) * stats.chi2(j).cdf(x)).sum()
+
+    low, high = 0.0, 200.0
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if probability(middle) > p else (middle, high)
+    eps = math.sqrt(high) * law.scale(d, 1)
+    exact = probability(high)
+    if abs(exact - p) > 1e-6:
+        pytest.skip("no such quantile: nothing is removed with a larger probability")
+    tally = engine.simulate(
+        networks.dense((d, 1)),
+        law,
+        method,
+        Count(k) if method is pruning.random else Fraction(k / d),
+        layers="all",
+        eps=[eps],
+        trials=trials,
+        domain=UnitBall(samples=2, starts=1, steps=1),
+        seed=17,
+        block=8192,
+    )
+    close, between, _, nonfinite = tally.counts(eps)
+    assert nonfinite == 0 and between < 1000
+    # Between: the true gap may lie on either side.
+    assert stats.binom.sf(close + between, trials, exact) > 5e-7
+    assert stats.binom.cdf(close - 1, trials, exact) > 5e-7
+
+
+def test_no_bracket_of_a_hundred_thousand_is_broken():
+    """`Tally` raises on the first pair with lower > upper; ascent never below sampling."""
+    cases = itertools.product(
+        (
+            networks.dense((8, 8, 8, 8)),
+            networks.dense((5, 9, 3, 9, 5), activations.leaky_relu(0.1)),
+            networks.dense((6, 6, 6), activations.tanh),
+            networks.dense((7, 5)),
+            networks.convolutional((2, 3, 3), 5, padding="CIRCULAR"),
+        ),
+        (pruning.magnitude, pruning.random),
+        (0.01, 0.5),
+    )
+    for network, method, q in cases:
+        run = engine.prepare(
+            network,
+            laws.uniform(scaling="he"),
+            method,
+            Fraction(q),
+            trials=5000,
+            layers="all",
+            domain=UnitBall(samples=16, starts=2, steps=4),
+            seed=23,
+            block=500,
+        )
+        for _, trials in engine.run_blocks(run):
+            assert trials.finite.all()
+            assert (trials.lower <= trials.upper * (1 + GUARD)).all()
+            assert (trials.sampled <= trials.lower).all()
+
+
+@pytest.mark.parametrize(
+    "network", [networks.dense((16, 24, 24, 8)), networks.dense((6, 5))], ids=str
+)
+def test_upper_bounds_exceed_the_float64_product_of_norms(network):
+    """10^4 pairs against float64 singular values: the certificate holds on every one."""
+    rng = np.random.default_rng(0)
+    trials = 10_000
+    targets = tuple(
+        rng.uniform(-1, 1, (trials, *shape)).astype(np.float32) for shape in network.weight_shapes
+    )
+    layer = len(network.layers) // 2
+    run = engine.prepare(
+        network,
+        targets,
+        pruning.magnitude,
+        Fraction(0.3),
+        trials=trials,
+        layers=[network.names[layer]],
+        domain=UnitBall(samples=1, starts=1, steps=0),
+        block=500,
+    )
+    upper = np.concatenate([block.upper for _, block in engine.run_blocks(run)])
+    exact = np.ones(trials)
+    for i, w in enumerate(targets):
+        w = w.astype(np.float64)
+        if i == layer:
+            order = np.abs(w).reshape(trials, -1).argsort(axis=1, kind="stable")
+            kept = np.ones(order.shape, bool)
+            count = Fraction(0.3).count(order.shape[1])
+            np.put_along_axis(kept, order[:, :count], False, axis=1)
+            w = np.where(kept.reshape(w.shape), 0, w)
+        exact *= np.linalg.svd(w, compute_uv=False)[:, 0]
+    assert (upper >= exact).all() and (upper <= 1.01 * exact).all()
+
+
+@pytest.mark.parametrize("width", [16, 64, 256])
+def test_the_guard_band_covers_the_rounding_of_lower_bounds(width):
+    """The largest float32 distance of a pair against a float64 twin at the same 32 inputs: within a
+    tenth of the band on every pair."""
+    network = networks.dense((width,) * 4)
+    law = laws.uniform(math.sqrt(6))
+    rng = np.random.default_rng(width)
+    errors = []
+    distance = jax.jit(jax.vmap(gaps.difference, in_axes=(None, None, None, 0)), static_argnums=0)
+    for _ in range(500 if width < 256 else 50):
+        ws = [
+            rng.uniform(-1, 1, shape).astype(np.float32) * np.float32(law.scale(width, width))
+            for shape in network.weight_shapes
+        ]
+        order = np.abs(ws[1]).ravel().argsort()
+        removed = np.zeros(ws[1].size, np.float32)
+        chosen = order[: Sublinear(0.5).count(removed.size)]
+        removed[chosen] = ws[1].ravel()[chosen]
+        removed = removed.reshape(ws[1].shape)
+        x = rng.normal(size=(32, width)).astype(np.float32)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        got = np.linalg.norm(
+            np.asarray(distance(network, tuple(ws), (None, removed, None), x), np.float64), axis=1
+        )
+        a, b, c = (w.astype(np.float64) for w in ws)
+        h = np.maximum(a @ x.T, 0)
+        exact = c @ (np.maximum(b @ h, 0) - np.maximum((b - removed) @ h, 0))
+        errors.append(abs(got.max() / np.linalg.norm(exact, axis=0).max() - 1))
+    assert max(errors) < GUARD / 10
