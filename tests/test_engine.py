@@ -142,7 +142,7 @@ def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(method):
         for a, b in zip(drawn, other_drawn, strict=True):
             np.testing.assert_array_equal(a, b)
         for a, b in zip(result, other_result, strict=True):
-            np.testing.assert_allclose(a, b, rtol=GUARD)
+            np.testing.assert_allclose(a, b, rtol=GUARD / 10)
         for e, values in zip(eps, (result.upper, result.lower), strict=True):
             near = int((np.abs(values / e - 1) <= 3 * GUARD).sum())
             a, b = tally.counts(e), other_tally.counts(e)
@@ -159,7 +159,7 @@ def test_the_last_block_is_cut_to_the_trials_wanted(trials):
     ids = [i for block, _ in engine.run_blocks(short) for i in block]
     assert ids == list(range(trials))
     short, long = gather(short), gather(long)
-    np.testing.assert_allclose(short.lower, long.lower[:trials], rtol=GUARD)
+    np.testing.assert_allclose(short.lower, long.lower[:trials], rtol=GUARD / 10)
 
 
 def test_numbers_do_not_compile_again():
@@ -222,7 +222,7 @@ def twin(network, bits, coins, scales, count, method, x):
 @pytest.mark.parametrize("method", [pruning.magnitude, pruning.random], ids=str)
 @pytest.mark.parametrize("q", [0.02, 0.5])
 def test_float64_twin_fed_the_same_bits(method, q):
-    """Sampled distances within the guard band, and the exact telescoping product just below."""
+    """Sampled distances within a tenth of the guard band, and the exact telescoping product just below."""
     network, trials = networks.dense((16, 24, 20, 12)), 100
     run = engine.prepare(network, LAW, method, Fraction(q), trials=trials, domain=SMALL, seed=11)
     result = gather(run)
@@ -253,7 +253,7 @@ def test_float64_twin_fed_the_same_bits(method, q):
             method,
             x[i].astype(np.float64),
         )
-        assert result.sampled[i] == pytest.approx(sampled, rel=GUARD)
+        assert result.sampled[i] == pytest.approx(sampled, rel=GUARD / 10)
         assert product * (1 - 1e-6) <= result.upper[i] <= product * 1.01
         assert result.sampled[i] <= result.lower[i] <= result.upper[i]
 
@@ -464,7 +464,7 @@ def test_bad_arguments(change, named):
 
 def test_a_guard_band_around_epsilon_decides_nothing():
     eps = 0.3
-    values = np.float32(eps) * np.array([1 - 1e-4, 1 - 1e-6, 1, 1 + 1e-6, 1 + 1e-4], np.float32)
+    values = np.float32(eps) * np.array([1 - 1e-3, 1 - 1e-5, 1, 1 + 1e-5, 1 + 1e-3], np.float32)
     trials = Trial(np.ones(5, bool), values, values, values, values, *(np.zeros(5, int),) * 2)
     assert Tally.of([eps], range(5), trials).counts(eps) == (1, 3, 1, 0)
 
