@@ -77,6 +77,17 @@ class Conv:
         return ((self.kernel - 1) // 2, self.kernel // 2)
 
     @property
+    def torus(self) -> tuple[int, int]:
+        """Sides of the least torus on which the layer is part of a circular convolution.
+
+        On it an image and the zeros around it do not meet their own copies, so padding with zeros
+        or not at all, and striding, keep some rows and columns of the circular operator: its norm
+        bounds theirs. With circular padding and stride 1 the two are equal.
+        """
+        gap = max(self.pads) if self.padding == "SAME" else 0
+        return self.size[0] + gap, self.size[1] + gap
+
+    @property
     def out_shape(self):
         sides = [(side + sum(self.pads) - self.kernel) // self.stride + 1 for side in self.size]
         return (self.c_out, *sides)

@@ -36,7 +36,7 @@ ALLOWED = {
         "statistics",
     },
     "report": set(),
-    "cli": {"report", "studies"},
+    "cli": {"engine", "report", "studies"},
 }
 
 

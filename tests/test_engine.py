@@ -295,8 +295,7 @@ def test_infinite_width(method, law):
         domain=UnitBall(samples=32, starts=1, steps=0),
         seed=1,
     )
-    kept = [1.0, method.kept_energy(law.family, q), 1.0]
-    expected = bounds.infinite_width(network, law, kept).mean_squared_gap
+    expected = bounds.infinite_width(network, law, method, Fraction(q)).mean_squared_gap
     mean, error = tally.mean_squared_gap()
     assert abs(mean - expected) < 5 * error
     assert error < 0.05 * expected

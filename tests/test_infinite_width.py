@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxprune import activations, bounds, laws, networks
+from jaxprune import activations, bounds, laws, networks, pruning
 
 limit = sys.modules["jaxprune.bounds.infinite_width"]  # the function hides the module's name
 FALSE_ALARM = 1e-6
@@ -63,7 +63,7 @@ def test_leaky_slopes_0_and_1_are_relu_and_identity():
     kept = [0.9, 0.5, 0.7, 1.0]
     for slope, s in ((0.0, activations.relu), (1.0, activations.identity)):
         pair = [
-            bounds.infinite_width(networks.dense((30, 20, 40, 10, 5), t), laws.normal(1.3), kept)
+            limit.from_kept_energy(networks.dense((30, 20, 40, 10, 5), t), laws.normal(1.3), kept)
             for t in (activations.leaky_relu(slope), s)
         ]
         assert pair[0] == pytest.approx(pair[1], rel=1e-14)
@@ -76,7 +76,7 @@ def test_small_gaps_keep_their_digits(s):
     ratios = []
     for q in (1e-4, 1e-6, 1e-8):
         kept = [1.0, 1.0 - q, 1.0]
-        ratios.append(bounds.infinite_width(network, laws.normal(2**0.5), kept)[3] / q)
+        ratios.append(limit.from_kept_energy(network, laws.normal(2**0.5), kept)[3] / q)
     assert ratios[1] == pytest.approx(ratios[2], rel=1e-2)
     assert ratios[1] / ratios[2] - 1 == pytest.approx((ratios[0] / ratios[2] - 1) / 10, abs=2e-4)
 
@@ -85,7 +85,7 @@ def test_identity_network_in_closed_form():
     widths, kept = (30, 50, 20, 10), (0.9, 1.0, 0.6)
     law = laws.uniform(2.0)
     network = networks.dense(widths, activations.identity)
-    moments = bounds.infinite_width(network, law, kept, input_norm=3.0)
+    moments = limit.from_kept_energy(network, law, kept, input_norm=3.0)
     target = 9.0 * law.variance(30, 50) * 50 * law.variance(50, 20) * 20 * law.variance(20, 10)
     share = np.prod(kept)
     assert moments == pytest.approx(
@@ -95,12 +95,12 @@ def test_identity_network_in_closed_form():
 
 def test_nothing_kept_and_nothing_removed():
     network = networks.dense((8, 8, 8))
-    nothing = bounds.infinite_width(network, LAW, [1.0, 0.0])
+    nothing = limit.from_kept_energy(network, LAW, [1.0, 0.0])
     assert nothing.mean_squared_gap == nothing.target
     assert nothing.pruned == 0.0
-    assert bounds.infinite_width(network, LAW, [0.0, 1.0]).pruned == 0.0
-    assert bounds.infinite_width(network, LAW, [1.0, 1.0]).mean_squared_gap == 0.0
-    assert bounds.infinite_width(network, LAW, [0.5, 1.0], input_norm=0.0).target == 0.0
+    assert limit.from_kept_energy(network, LAW, [0.0, 1.0]).pruned == 0.0
+    assert limit.from_kept_energy(network, LAW, [1.0, 1.0]).mean_squared_gap == 0.0
+    assert limit.from_kept_energy(network, LAW, [0.5, 1.0], input_norm=0.0).target == 0.0
 
 
 LAW = laws.uniform(6**0.5)
@@ -128,20 +128,41 @@ def test_wide_networks(s, method, widths):
             x, y = w @ x, (w * mask if i > 0 else w) @ y
         runs.append((np.mean(x**2), np.mean(y**2), np.mean(x * y), np.mean((x - y) ** 2)))
     mean, error = np.mean(runs, axis=0), np.std(runs, axis=0, ddof=1) / np.sqrt(len(runs))
-    expected = np.array(bounds.infinite_width(network, LAW, kept))
+    expected = np.array(limit.from_kept_energy(network, LAW, kept))
     # The limit is off by a few parts in the least hidden width.
     allowed = stats.t.isf(FALSE_ALARM / 8, len(runs) - 1) * error + 4 / 512 * expected
     assert np.all(np.abs(mean - expected) <= allowed)
 
 
+@pytest.mark.parametrize("family", [laws.UNIFORM, laws.NORMAL], ids=lambda f: f.name)
+@pytest.mark.parametrize("layers, pruned", [("middle", (1,)), ("all", (0, 1, 2)), ("dense3", (2,))])
+def test_kept_energy_is_that_of_the_pruning(family, layers, pruned):
+    network, law = networks.dense((20, 30, 40, 10), activations.tanh), laws.Law(family)
+    for amount in (pruning.Fraction(0.3), pruning.Sublinear(0.2)):
+        for method in pruning.METHODS.values():
+            kept = [1.0] * 3
+            for i in pruned:
+                count = network.weight_counts[i]
+                q = (
+                    amount.rate(count)
+                    if method.name == "bernoulli"
+                    else amount.count(count) / count
+                )
+                kept[i] = family.kept_energy(q) if method.name == "magnitude" else 1 - q
+            moments = bounds.infinite_width(network, law, method, amount, layers=layers)
+            assert moments == pytest.approx(limit.from_kept_energy(network, law, kept), rel=1e-12)
+
+
 @pytest.mark.parametrize(
-    "network, kept, named",
+    "change, named",
     [
-        (networks.convolutional((1, 2, 2), 5), [1.0, 1.0], "network"),
-        (networks.dense((3, 4, 5)), [1.0], "kept_energy"),
-        (networks.dense((3, 4, 5)), [1.0, 1.5], "kept_energy"),
+        (dict(network=networks.convolutional((1, 2, 2), 5)), "network"),
+        (dict(input_norm=-1.0), "input_norm"),
+        (dict(layers="dense9"), "layers"),
+        (dict(amount=pruning.Count(100)), "count"),
     ],
 )
-def test_infinite_width_refuses(network, kept, named):
+def test_infinite_width_refuses(change, named):
+    arguments = dict(network=networks.dense((3, 4, 5)), amount=pruning.Count(1), layers="all")
     with pytest.raises(ValueError, match=f"^{named} = "):
-        bounds.infinite_width(network, LAW, kept)
+        bounds.infinite_width(law=LAW, pruning=pruning.random, **arguments | change)

@@ -3,7 +3,7 @@
 Everything runs on the host in float64. The proofs are in README.md.
 """
 
-from jaxprune.bounds.certificate import Certificate, certify, covers
+from jaxprune.bounds.certificate import Certificate, certify
 from jaxprune.bounds.infinite_width import InfiniteWidth, infinite_width
 from jaxprune.bounds.random_matrices import NormBound, norm_bound, removed_norm_bound
 
@@ -12,7 +12,6 @@ __all__ = [
     "InfiniteWidth",
     "NormBound",
     "certify",
-    "covers",
     "infinite_width",
     "norm_bound",
     "removed_norm_bound",

@@ -1,10 +1,10 @@
-"""The network theorem: a number that the gap of a pruned dense network exceeds rarely.
+"""The network theorem: a number that the gap of a pruned network exceeds rarely.
 
-Proof: README.md, theorems 4 and 5. Nothing here depends on a sample; weights and masks are random.
+Proof: README.md, theorems 5 and 6. Nothing here depends on a sample; weights and masks are random.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from jaxprune import validation
 from jaxprune.bounds import random_matrices
 from jaxprune.bounds.random_matrices import NormBound, Tail
 from jaxprune.laws import Law
-from jaxprune.networks import Network
+from jaxprune.networks import Network, select_layers
+from jaxprune.pruning import Amount, Pruning
 
 
 class Event(NamedTuple):
@@ -56,45 +57,41 @@ class Certificate(NamedTuple):
     events: tuple[Event, ...]
 
 
-def covers(network: Network) -> bool:
-    """Whether `certify` has a theorem for the network: all its layers are dense."""
-    return all(layer.kind == "dense" for layer in network.layers)
-
-
 def certify(
     network: Network,
     law: Law,
-    method: str,
-    removed: Sequence[float],
+    pruning: Pruning,
+    amount: Amount,
+    *,
+    layers: str | Sequence[str] | Callable[[str], bool] = "middle",
     delta: float = 0.05,
 ) -> Certificate:
-    """Bounds the gap of a dense network over the unit ball (README, theorem 5).
+    """Bounds the gap of a network over the unit ball (README, theorem 6).
 
     Args:
-      network: dense layers only, see `covers`.
+      network: dense and convolution layers.
       law: of the weights.
-      method: "random", "bernoulli" or "magnitude".
-      removed: how many weights of each layer are removed, 0 in a layer that is not pruned; the
-        expected number for "bernoulli".
+      pruning: random, bernoulli or magnitude.
+      amount: how much of each chosen layer is removed.
+      layers: which layers are pruned, see `networks.select_layers`.
       delta: in (0, 1), the probability that the statement may fail.
 
     Raises:
-      ValueError: a convolution, a wrong number of counts, or a number out of range.
+      ValueError: another pruning method, or a number or a name out of range.
     """
-    if not covers(network):
-        kinds = ", ".join(network.names)
-        raise ValueError(
-            f"network = {kinds}: dense layers are needed, there is no theorem for convolutions yet"
-        )
+    method = random_matrices.method_name(pruning)
     delta = validation.real("delta", delta, 0.0, 1.0)
-    if len(removed) != len(network.layers):
-        raise ValueError(
-            f"removed = {tuple(removed)!r}: one count a layer ({len(network.layers)}) is needed"
-        )
     removed = [
-        random_matrices.removed_count(method, k, count)
-        for k, count in zip(removed, network.weight_counts, strict=True)
+        pruning.removed(amount, count) if chosen else 0
+        for count, chosen in zip(network.weight_counts, select_layers(network, layers), strict=True)
     ]
+    return certify_counts(network, law, method, removed, delta)
+
+
+def certify_counts(
+    network: Network, law: Law, method: str, removed: Sequence[float], delta: float
+) -> Certificate:
+    """`certify` by the number of weights removed from each layer (expected for "bernoulli")."""
     if not any(removed):
         nothing = (None,) * len(removed)
         return Certificate(0.0, delta, nothing, nothing, (0.0,) * len(removed), (), ())
@@ -227,13 +224,12 @@ def _plans(network, law, method, removed, delta) -> list[_Plan]:
     pruned = [i for i in layers if removed[i] > 0]
     # Magnitude pruning: one threshold event a pruned layer, the rest is left to the norms.
     share = random_matrices.THRESHOLD_SHARE * delta / len(pruned)
-    shapes = network.weight_shapes
-    weights = [random_matrices.weight_tail(law, *shape) for shape in shapes]
+    weights = [random_matrices.weight_tail(layer, law) for layer in network.layers]
     parts = [
-        random_matrices.pruned_tails(law, *shape, method, k, share)
-        for shape, k in zip(shapes, removed, strict=True)
+        random_matrices.pruned_tails(layer, law, method, k, share)
+        for layer, k in zip(network.layers, removed, strict=True)
     ]
-    guess = delta / (len(shapes) + 2 * len(pruned))
+    guess = delta / (len(weights) + 2 * len(pruned))
     order = switching_order(
         [tail.at(guess).value for tail in weights],
         [part.kept.at(guess).value for part in parts],

@@ -1,12 +1,12 @@
 """The typical gap at ONE input as the hidden widths grow: a limit, not a bound.
 
 In the limit the pre-activations (z, z̃) of target and pruned network are centred Gaussian pairs,
-independent across neurons, and pruning enters through the kept energy alone. README, theorem 6;
+independent across neurons, and pruning enters through the kept energy alone. README, theorem 7;
 for the target alone: Y. Cho, L. K. Saul, Kernel methods for deep learning, NeurIPS 2009.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,8 @@ import numpy as np
 from jaxprune import validation
 from jaxprune.activations import Activation
 from jaxprune.laws import Law
-from jaxprune.networks import Network
+from jaxprune.networks import Network, select_layers
+from jaxprune.pruning import Amount, Pruning
 
 _NODES = 200
 
@@ -37,39 +38,55 @@ class InfiniteWidth(NamedTuple):
 
 
 def infinite_width(
-    network: Network, law: Law, kept_energy: Sequence[float], input_norm: float = 1.0
+    network: Network,
+    law: Law,
+    pruning: Pruning,
+    amount: Amount,
+    *,
+    layers: str | Sequence[str] | Callable[[str], bool] = "middle",
+    input_norm: float = 1.0,
 ) -> InfiniteWidth:
     """Second moments at an input of norm `input_norm`, in the limit of great hidden widths.
 
-    With v = Var w, d the fan-in and κ = E[w² m] / E w² of a layer, the pre-activations' moments go
+    Positively homogeneous activations have a closed form, in which a small gap keeps its digits.
+    Others are integrated by Gauss-Hermite quadrature: tanh to about 1e-9 for pre-activations of
+    deviation up to 1.5, to 1e-3 up to 4; with a kink in s, two digits.
+
+    Args:
+      network: dense layers only.
+      law: of the weights; of their law only the variance and the kept energy count.
+      pruning: any method; it enters through its kept energy at each layer's sparsity.
+      amount: how much of each chosen layer is removed.
+      layers: which layers are pruned, see `networks.select_layers`.
+      input_norm: Euclidean norm of the input.
+
+    Raises:
+      ValueError: a convolution, or a number or a name out of range.
+    """
+    if any(layer.kind != "dense" for layer in network.layers):
+        raise ValueError(f"network = {', '.join(network.names)}: dense layers only are needed")
+    input_norm = validation.real("input_norm", input_norm, 0.0, math.inf, open=False)
+    kept_energy = [
+        pruning.kept_energy(law.family, pruning.removed(amount, count) / count) if chosen else 1.0
+        for count, chosen in zip(network.weight_counts, select_layers(network, layers), strict=True)
+    ]
+    return from_kept_energy(network, law, kept_energy, input_norm)
+
+
+def from_kept_energy(
+    network: Network, law: Law, kept_energy: Sequence[float], input_norm: float = 1.0
+) -> InfiniteWidth:
+    """The recursion over the layers, given `κ = E[w² m] / E w²` of each.
+
+    With v = Var w and d the fan-in of a layer, the pre-activations' moments go
 
         E z²        <-  v d E s(z)²
         E z̃²        <-  v d κ E s(z̃)²
         E (z - z̃)²  <-  v d [(1 - κ) E s(z)² + κ E (s(z) - s(z̃))²].
 
     The last line adds positive numbers only, so a small gap keeps its digits: its relative error
-    is that of `1 - κ` (1e-16 / (1 - κ)) for positively homogeneous activations. Others are
-    integrated by Gauss-Hermite quadrature: tanh to about 1e-9 for pre-activations of deviation
-    up to 1.5, to 1e-3 up to 4; with a kink in s, two digits.
-
-    Args:
-      network: dense layers only.
-      law: of the weights; only their variances count.
-      kept_energy: κ, one a layer: 1 in a layer that is not pruned, `1 - q` for random pruning of
-        the fraction q, `law.family.kept_energy(q)` for magnitude pruning.
-      input_norm: Euclidean norm of the input.
-
-    Raises:
-      ValueError: a convolution, a wrong number of energies, or one outside [0, 1].
+    is that of `1 - κ` (1e-16 / (1 - κ)) for positively homogeneous activations.
     """
-    if any(layer.kind != "dense" for layer in network.layers):
-        raise ValueError(f"network = {', '.join(network.names)}: dense layers only are needed")
-    if len(kept_energy) != len(network.layers):
-        raise ValueError(
-            f"kept_energy = {tuple(kept_energy)!r}: one a layer ({len(network.layers)}) is needed"
-        )
-    kept_energy = [validation.real("kept_energy", k, 0.0, 1.0, open=False) for k in kept_energy]
-    input_norm = validation.real("input_norm", input_norm, 0.0, math.inf, open=False)
     # The input counts as a layer of activations with this mean square a feature.
     target = pruned = input_norm**2 / network.layers[0].d_in
     difference = 0.0

@@ -2,8 +2,10 @@
 
 One idea serves every case: a random matrix with symmetric entries is compared, closed walk by
 closed walk, with a Gaussian matrix (`comparison`), and Markov's inequality turns the trace moment
-into a probability. Dense matrices also have sharper bounds of their own; the least is taken and
-named. The proofs are in README.md, to whose items the names refer.
+into a probability. A convolution is treated frequency by frequency, each no worse than the sum of
+the kernel's taps (`trace_log_moments`). Matrices of which nothing is removed also have sharper
+bounds of their own; the least is taken and named. The proofs are in README.md, to whose items the
+names refer.
 """
 
 import math
@@ -17,8 +19,9 @@ from scipy import special
 from jaxprune import validation
 from jaxprune.bounds.wishart import log_trace_moment, log_trace_moment_estimate
 from jaxprune.laws import Family, Law
+from jaxprune.networks import Conv, Layer
+from jaxprune.pruning import METHODS, Amount, Pruning
 
-METHODS = ("random", "bernoulli", "magnitude")
 ORDERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)
 THRESHOLD_SHARE = 0.1
 """The part of delta that the threshold of magnitude pruning uses."""
@@ -28,12 +31,9 @@ _GAUSSIAN_LIPSCHITZ = {"normal": 1.0, "uniform": math.sqrt(2 / math.pi)}
 # E ||X|| is at most this number times √n + √m: Gordon; convex order.
 _MEAN = {"normal": 1.0, "uniform": math.sqrt(2 * math.pi) / 4}
 
-_MOMENTS = "closed walks against a Gaussian matrix, README theorem 1, and Markov's inequality"
-_FROBENIUS = "k entries of at most R: the norm is at most R √k"
-_CONCENTRATION = {
-    "normal": "Davidson & Szarek 2001, Theorem II.13",
-    "uniform": "convex order and Gaussian concentration, README theorem 3",
-}
+_MOMENTS = "closed walks against a Gaussian matrix, README theorems 1 and 4, Markov's inequality"
+_FROBENIUS = "k entries of at most R, README theorems 3 and 4"
+_CONCENTRATION = "README theorem 3; of a convolution, theorem 4"
 
 
 class NormBound(NamedTuple):
@@ -59,10 +59,9 @@ class Tail:
 
     Attributes:
       scale: a factor on everything below.
-      log_moments: `log E tr (X Xᵀ)^p` at most, one a p of `ORDERS`; empty if X = 0.
+      log_moments: at least `log E ||X||^(2p)`, one a p of `ORDERS`; empty if X = 0.
       mean: E ||X|| at most; infinity if no concentration is known.
       lipschitz: `P(||X|| >= mean + t) <= exp(-t² / (2 lipschitz²))`.
-      concentration: reference of the latter.
       ceiling: `||X|| <= ceiling` always.
     """
 
@@ -70,7 +69,6 @@ class Tail:
     log_moments: tuple[float, ...]
     mean: float = math.inf
     lipschitz: float = math.inf
-    concentration: str = ""
     ceiling: float = math.inf
 
     @property
@@ -82,20 +80,52 @@ class Tail:
         if self.is_zero:
             return NOTHING
         log_delta = math.log(delta)
-        # Markov: P(||X|| >= t) <= E tr (X Xᵀ)^p / t^(2p)
+        # Markov: P(||X|| >= t) <= E ||X||^(2p) / t^(2p)
         values = [(v - log_delta) / (2 * p) for p, v in zip(ORDERS, self.log_moments, strict=True)]
         best = min(range(len(ORDERS)), key=values.__getitem__)
         markov = self.scale * math.exp(values[best])
         gaussian = self.scale * (self.mean + self.lipschitz * math.sqrt(-2 * log_delta))
         bounds = (
             NormBound(markov, f"trace moment, p = {ORDERS[best]}", _MOMENTS),
-            NormBound(gaussian, "concentration", self.concentration),
+            NormBound(gaussian, "concentration", _CONCENTRATION),
             NormBound(self.scale * self.ceiling, "Frobenius norm", _FROBENIUS),
         )
         return min(bounds)
 
 
 ZERO = Tail(0.0, ())
+
+
+class Size(NamedTuple):
+    """What the theorems need to know of a layer: its norm is a maximum over random matrices.
+
+    Attributes:
+      rows: of each matrix.
+      columns: of each matrix.
+      taps: how many weights, times phases, add up to one of its entries.
+      frequencies: how many matrices there are.
+    """
+
+    rows: int
+    columns: int
+    taps: int
+    frequencies: int
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns * self.taps
+
+
+def size_of(layer: Layer) -> Size:
+    """A dense layer is one matrix; a convolution has one a frequency of its torus."""
+    if not isinstance(layer, Conv):
+        return Size(layer.d_out, layer.d_in, 1, 1)
+    if layer.kernel == 1:
+        return Size(layer.c_out, layer.c_in, 1, 1)  # the same matrix at every frequency
+    # Conjugate frequencies count once; those at 0 or at half a turn are their own conjugates.
+    own = math.prod(1 + (side % 2 == 0) for side in layer.torus)
+    frequencies = (math.prod(layer.torus) + own) // 2
+    return Size(layer.c_out, layer.c_in, layer.kernel**2, frequencies)
 
 
 def comparison(log_moment: np.ndarray, density: float, n: int, m: int, p: int) -> float:
@@ -160,22 +190,70 @@ def _log_shapes(log_rho, n, m, r, s, p):
     return np.max(rows + most_columns[:, v - 1], axis=1) - log_rho
 
 
+def sum_log_moments(log_moment: np.ndarray, density: float, taps: int) -> tuple[np.ndarray, float]:
+    """Even moments of a sum S of independent symmetric entries, each present or 0.
+
+    All terms of `Σ_k E S^(2k) t^(2k) / (2k)! = (1 + Σ_k density μ_k t^(2k) / (2k)!)^taps` are
+    positive: no cancellation. Larger μ_k make all moments of S larger.
+
+    Args:
+      log_moment: `(p,)`, `log μ_k` of one entry that is present, k = 1 .. p.
+      density: the probability that it is.
+      taps: how many entries add up.
+
+    Returns:
+      `(p,)` logarithms of `E S^(2k) / present`, and `present`, the probability that at least one
+      entry is.
+    """
+    if taps == 1:
+        return log_moment, density
+    order = len(log_moment)
+    log_factorial = special.gammaln(2 * np.arange(1, order + 1) + 1)
+    base = np.concatenate([[0.0], math.log(density) + log_moment - log_factorial])
+    lag = np.arange(order + 1)[:, None] - np.arange(order + 1)
+
+    def times(a, b):
+        return special.logsumexp(np.where(lag >= 0, a + b[np.maximum(lag, 0)], -np.inf), axis=1)
+
+    power = base
+    for bit in bin(taps)[3:]:  # by repeated squaring
+        power = times(power, power)
+        if bit == "1":
+            power = times(power, base)
+    present = 1.0 if density == 1.0 else -math.expm1(taps * math.log1p(-density))
+    return power[1:] + log_factorial - math.log(present), present
+
+
+def trace_log_moments(log_moment: np.ndarray, density: float, size: Size) -> tuple[float, ...]:
+    """At least `log Σ_ω E tr (K̂(ω) K̂(ω)*)^p`, one a p of `ORDERS` (README, theorems 1 and 4).
+
+    Args:
+      log_moment: `log μ_k` of a weight that is present, k = 1 .. the highest order.
+      density: the probability that it is.
+      size: of the layer.
+    """
+    log_sum, present = sum_log_moments(log_moment, density, size.taps)
+    union = math.log(size.frequencies)
+    return tuple(union + comparison(log_sum, present, size.rows, size.columns, p) for p in ORDERS)
+
+
 @lru_cache(maxsize=4096)
-def _standard_tail(family: Family, n: int, m: int, density: float) -> Tail:
+def _standard_tail(family: Family, size: Size, density: float) -> Tail:
     log_moment = np.array([family.log_moment(k) for k in range(1, ORDERS[-1] + 1)])
-    moments = tuple(comparison(log_moment, density, n, m, p) for p in ORDERS)
+    moments = trace_log_moments(log_moment, density, size)
     if density < 1.0:
         return Tail(1.0, moments)
     mean = min(math.exp(v / (2 * p)) for p, v in zip(ORDERS, moments, strict=True))
-    mean = min(mean, _MEAN.get(family.name, math.inf) * (math.sqrt(n) + math.sqrt(m)))
+    if size.taps == 1:
+        root = math.sqrt(size.rows) + math.sqrt(size.columns)
+        mean = min(mean, _MEAN.get(family.name, math.inf) * root)
     # Entries in [-b, b]: Boucheron, Lugosi & Massart 2013, Theorem 6.10, with b' - b = 2b.
     lipschitz = _GAUSSIAN_LIPSCHITZ.get(family.name, 2 * family.bound)
-    reference = _CONCENTRATION.get(family.name, "Boucheron, Lugosi & Massart 2013, Theorem 6.10")
-    return Tail(1.0, moments, mean, lipschitz, reference)
+    return Tail(1.0, moments, mean, lipschitz * math.sqrt(size.taps))
 
 
 class PrunedTails(NamedTuple):
-    """The two parts of one weight matrix.
+    """The two parts of one layer's weights.
 
     Attributes:
       kept: the norm of W∘M.
@@ -188,54 +266,51 @@ class PrunedTails(NamedTuple):
     spent: float
 
 
-def weight_tail(law: Law, d_out: int, d_in: int, density: float = 1.0) -> Tail:
-    """The norm of a weight matrix of which a random part `density` is present.
+def weight_tail(layer: Layer, law: Law, density: float = 1.0) -> Tail:
+    """The norm of a layer of which a random part `density` of the weights is present.
 
-    Each entry is present independently with this probability, or exactly `density d_out d_in`
-    entries are, uniformly chosen: fixing the count lowers every trace moment (README, lemma 2).
+    Each weight is present independently with this probability, or exactly `density D` of D are,
+    uniformly chosen: fixing the count lowers every trace moment (README, lemma 2).
 
     Args:
+      layer: the layer.
       law: of the weights.
-      d_out: rows.
-      d_in: columns.
       density: 1 for W itself.
     """
     if density == 0.0:
         return ZERO
-    tail = _standard_tail(law.family, d_out, d_in, density)
-    return replace(tail, scale=law.scale(d_in, d_out))
+    tail = _standard_tail(law.family, size_of(layer), density)
+    return replace(tail, scale=law.scale(*layer.fans))
 
 
-def pruned_tails(
-    law: Law, d_out: int, d_in: int, method: str, removed: float, delta: float
-) -> PrunedTails:
-    """The norms of the kept and the removed part of a weight matrix (README, theorem 2).
+def pruned_tails(layer: Layer, law: Law, method: str, removed: float, delta: float) -> PrunedTails:
+    """The norms of the kept and the removed part of a layer (README, theorem 2).
 
     Args:
+      layer: the layer.
       law: of the weights.
-      d_out: rows.
-      d_in: columns.
       method: "random" (exactly `removed` weights, uniformly chosen), "bernoulli" (each weight
         with probability `removed / D`) or "magnitude" (the `removed` smallest of |w|).
       removed: how many of the D weights are removed (expected number for "bernoulli").
       delta: the probability that magnitude pruning may spend on its threshold.
     """
-    count = d_out * d_in
+    size = size_of(layer)
     if removed == 0:
-        return PrunedTails(weight_tail(law, d_out, d_in), ZERO, 0.0)
-    if removed == count:
-        return PrunedTails(ZERO, weight_tail(law, d_out, d_in), 0.0)
-    q, scale = removed / count, law.scale(d_in, d_out)
+        return PrunedTails(weight_tail(layer, law), ZERO, 0.0)
+    if removed == size.weights:
+        return PrunedTails(ZERO, weight_tail(layer, law), 0.0)
+    q = removed / size.weights
+    # `removed` weights of at most R have at most this norm over R.
+    root = math.sqrt(removed * min(removed, size.taps))
     if method == "magnitude":
-        level = threshold_level(count, removed, delta)
-        parts = _magnitude_tails(law.family, d_out, d_in, q, level)
-        kept, rest = (replace(tail, scale=scale) for tail in parts)
+        level = threshold_level(size.weights, removed, delta)
+        parts = _magnitude_tails(law.family, size, q, level)
+        kept, rest = (replace(tail, scale=law.scale(*layer.fans)) for tail in parts)
         tau = float(law.family.magnitude_quantile(level))
-        return PrunedTails(kept, replace(rest, ceiling=tau * math.sqrt(removed)), delta)
-    kept = weight_tail(law, d_out, d_in, 1.0 - q)
-    rest = weight_tail(law, d_out, d_in, q)
+        return PrunedTails(kept, replace(rest, ceiling=tau * root), delta)
+    kept, rest = weight_tail(layer, law, 1.0 - q), weight_tail(layer, law, q)
     if method == "random":
-        rest = replace(rest, ceiling=law.family.bound * math.sqrt(removed))
+        rest = replace(rest, ceiling=law.family.bound * root)
     return PrunedTails(kept, rest, 0.0)
 
 
@@ -249,17 +324,14 @@ def threshold_level(count: int, removed: int, delta: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _magnitude_tails(family: Family, n: int, m: int, q: float, level: float):
-    # Either part is dominated by the whole matrix, in every trace moment.
-    whole = _standard_tail(family, n, m, 1.0).log_moments
+def _magnitude_tails(family: Family, size: Size, q: float, level: float):
+    # Either part is dominated by the whole, in every trace moment.
+    whole = _standard_tail(family, size, 1.0).log_moments
     if level > 1.0 - 1e-9:
         return Tail(1.0, whole), Tail(1.0, whole)
     below, above = truncated_log_moments(family, level, ORDERS[-1])
     kept, removed = (
-        tuple(
-            min(comparison(log_moment, density, n, m, p), w)
-            for p, w in zip(ORDERS, whole, strict=True)
-        )
+        tuple(np.minimum(trace_log_moments(log_moment, density, size), whole).tolist())
         for log_moment, density in ((above, 1.0 - q), (below, q))
     )
     return Tail(1.0, kept), Tail(1.0, removed)
@@ -301,45 +373,41 @@ def truncated_log_moments(family: Family, level: float, p: int) -> tuple[np.ndar
     return np.minimum(below, log_whole), above  # truncation only makes |X| smaller
 
 
-def norm_bound(law: Law, d_out: int, d_in: int, delta: float, *, density: float = 1.0) -> NormBound:
-    """A number that the norm of a weight matrix exceeds with probability at most `delta`.
+def norm_bound(layer: Layer, law: Law, *, delta: float = 0.05, density: float = 1.0) -> NormBound:
+    """A number that the norm of a random layer exceeds with probability at most `delta`.
 
     Args:
+      layer: the layer; the norm is that of its linear map, zero padding and stride included.
       law: of the weights.
-      d_out: rows.
-      d_in: columns.
       delta: in (0, 1).
-      density: the fraction of the weights present, chosen at random; 1 for a dense matrix.
+      density: the fraction of the weights present, chosen at random; 1 for all of them.
     """
-    d_out, d_in = validation.integer("d_out", d_out, 1), validation.integer("d_in", d_in, 1)
     delta = validation.real("delta", delta, 0.0, 1.0)
     density = validation.real("density", density, 0.0, 1.0, open=False)
-    return weight_tail(law, d_out, d_in, density).at(delta)
+    return weight_tail(layer, law, density).at(delta)
 
 
 def removed_norm_bound(
-    law: Law, d_out: int, d_in: int, delta: float, *, method: str, removed: float
+    layer: Layer, law: Law, pruning: Pruning, amount: Amount, *, delta: float = 0.05
 ) -> NormBound:
     """A number that the norm of the removed part exceeds with probability at most `delta`.
 
     Args:
+      layer: the layer.
       law: of the weights.
-      d_out: rows.
-      d_in: columns.
+      pruning: random, bernoulli or magnitude.
+      amount: how much of the layer is removed.
       delta: in (0, 1).
-      method: "random", "bernoulli" or "magnitude".
-      removed: how many weights are removed; the expected number for "bernoulli".
     """
-    d_out, d_in = validation.integer("d_out", d_out, 1), validation.integer("d_in", d_in, 1)
+    method = method_name(pruning)
     delta = validation.real("delta", delta, 0.0, 1.0)
-    removed = removed_count(method, removed, d_out * d_in)
-    spent = THRESHOLD_SHARE * delta
-    tails = pruned_tails(law, d_out, d_in, method, removed, spent)
+    removed = pruning.removed(amount, size_of(layer).weights)
+    tails = pruned_tails(layer, law, method, removed, THRESHOLD_SHARE * delta)
     return tails.removed.at(delta - tails.spent)
 
 
-def removed_count(method: str, removed: float, count: int) -> float:
-    """`removed` if it is a possible number of removed weights out of `count`."""
-    if validation.choice("method", method, METHODS) == "bernoulli":
-        return validation.real("removed", removed, 0.0, count, open=False)
-    return validation.integer("removed", removed, 0, count)
+def method_name(method: Pruning) -> str:
+    """The name of a pruning method that the theorems cover; others are refused."""
+    if method not in METHODS.values():
+        raise ValueError(f"pruning = {method}: one of {', '.join(METHODS)} is needed")
+    return method.name

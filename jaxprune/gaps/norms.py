@@ -78,21 +78,10 @@ def matrix_norm_bound(a: jax.Array) -> jax.Array:
     return jnp.where(jnp.all(a == 0), 0.0, norm * scale)
 
 
-def torus(layer: Conv) -> tuple[int, int]:
-    """Sides of the least torus on which the layer is part of a circular convolution.
-
-    On it an image and the zeros around it do not meet their own copies, so padding with zeros or
-    not at all, and striding, keep some rows and columns of the circular operator: its norm bounds
-    theirs. With circular padding and stride 1 the two are equal.
-    """
-    gap = max(layer.pads) if layer.padding == "SAME" else 0
-    return layer.size[0] + gap, layer.size[1] + gap
-
-
 @functools.cache
 def _fourier_tables(layer: Conv) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines `(k^2, frequencies)`, one of each pair of conjugate frequencies."""
-    rows, columns = torus(layer)
+    rows, columns = layer.torus
     kept = [
         (p, q)
         for p in range(rows)

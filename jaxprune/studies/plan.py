@@ -77,7 +77,7 @@ class Case:
       domain: `UNIT_BALL` or `TEST_IMAGES`.
       ball: how the gap over the unit ball is bracketed.
       trials: independent pairs.
-      certificate: the explicit theorem at the plan's delta; None where there is none.
+      certificate: the explicit theorem at the plan's delta; None for trained targets.
       eps: `(epsilon, "theorem" or "asked")`, fixed before sampling.
     """
 
@@ -216,17 +216,22 @@ def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
         e if e == THEOREM else validation.real("eps", e, 0.0, float("inf"))
         for e in _list(_needed(source, "eps"))
     ]
+    if THEOREM in asked and isinstance(targets, Recipe):
+        raise ValueError(f"eps = {THEOREM!r}: there is no theorem for trained networks")
     cases = []
     for network in _networks(source):
-        pruned = networks.select_layers(network, source.get("layers", "middle"))
+        layers = source.get("layers", "middle")
+        pruned = networks.select_layers(network, layers)
         if isinstance(targets, Recipe):
             trained.check(network)
         for method, amount, domain in itertools.product(methods, _amounts(source), domains):
             for count in itertools.compress(network.weight_counts, pruned):
                 method.level(amount, count)  # raises where the amount exceeds the layer
-            certificate = _certificate(network, targets, method, amount, pruned, delta)
-            if certificate is None and THEOREM in asked:
-                raise ValueError(f"eps = {THEOREM!r}: there is no theorem for {network}")
+            certificate = None
+            if isinstance(targets, Law):
+                certificate = bounds.certify(
+                    network, targets, method, amount, layers=layers, delta=delta
+                )
             eps = tuple((certificate.eps, THEOREM) if e == THEOREM else (e, "asked") for e in asked)
             cases.append(
                 Case(
@@ -297,16 +302,6 @@ def _amounts(source) -> list[Amount]:
     if not given:
         raise ValueError(f"amount: one of {', '.join(kinds)} is needed")
     return [kinds[key](value) for key in given for value in _list(source[key])]
-
-
-def _certificate(network, targets, method, amount, pruned, delta):
-    if not isinstance(targets, Law) or not bounds.covers(network):
-        return None
-    removed = [
-        method.removed(amount, count) if chosen else 0
-        for count, chosen in zip(network.weight_counts, pruned, strict=True)
-    ]
-    return bounds.certify(network, targets, method.name, removed, delta)
 
 
 def _needed(source, key):

@@ -16,7 +16,6 @@ from jaxprune import bounds, engine
 from jaxprune.engine import Tally, keys, memory
 from jaxprune.engine.tally import GUARD
 from jaxprune.laws import Law
-from jaxprune.networks import Network
 from jaxprune.statistics import Claim, judge
 from jaxprune.studies import trained
 from jaxprune.studies.plan import TEST_IMAGES, Case, Plan
@@ -251,14 +250,13 @@ def _quantiles(histogram, total, *, above):
 
 
 def _infinite_width(case: Case) -> float | None:
-    if not isinstance(case.targets, Law) or not _is_dense(case.network):
+    dense = all(layer.kind == "dense" for layer in case.network.layers)
+    if not (dense and isinstance(case.targets, Law)):
         return None
-    kept = [case.pruning.kept_energy(case.targets.family, q) for q in case.sparsities]
-    return bounds.infinite_width(case.network, case.targets, kept).mean_squared_gap
-
-
-def _is_dense(network: Network) -> bool:
-    return all(layer.kind == "dense" for layer in network.layers)
+    limit = bounds.infinite_width(
+        case.network, case.targets, case.pruning, case.amount, layers=case.layers
+    )
+    return limit.mean_squared_gap
 
 
 def _plain(value: Any) -> Any:
