@@ -222,7 +222,7 @@ def twin(network, bits, coins, scales, count, method, x):
 @pytest.mark.parametrize("method", [pruning.magnitude, pruning.random], ids=str)
 @pytest.mark.parametrize("q", [0.02, 0.5])
 def test_float64_twin_fed_the_same_bits(method, q):
-    """Sampled distances within a tenth of the guard band, and the exact telescoping product just below."""
+    """Sampled distances within a tenth of the guard band, the upper bound above the product."""
     network, trials = networks.dense((16, 24, 20, 12)), 100
     run = engine.prepare(network, LAW, method, Fraction(q), trials=trials, domain=SMALL, seed=11)
     result = gather(run)
