@@ -1,10 +1,20 @@
 """The `jaxprune` command: parse, call a study, print."""
 
 import argparse
+import contextlib
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxprune import report
+from jaxprune.engine.tally import BrokenBracket
+from jaxprune.studies import plan as plans
+from jaxprune.studies.verify import verify
 
 BAD_INPUT = 2
 ENVIRONMENT = 3
@@ -25,27 +35,45 @@ def parser() -> argparse.ArgumentParser:
         "what probability?",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    verify = commands.add_parser(
+    command = commands.add_parser(
         "verify",
         help="sample the pairs of a plan and judge its claims P(gap <= eps) >= 1 - delta",
-        description="Samples pairs of target and pruned network, brackets each pair's gap, and "
-        "judges every claim P(gap <= eps) >= 1 - delta of the plan. Prints a table; writes a "
-        "folder with result.json and report.html.",
+        description="Samples pairs of target and pruned network, brackets each pair's gap,\nand "
+        "judges every claim P(gap <= eps) >= 1 - delta of the plan. Prints a table; writes\n"
+        "a folder with result.json and report.html.",
+        epilog=_plan_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verify.add_argument("--plan", type=Path, metavar="FILE.toml", help="not the default plan")
-    verify.add_argument("--trials", type=int, metavar="N", help="pairs in every simulation")
-    verify.add_argument("--seed", type=int, metavar="S", help="of all random keys, below 2^32")
-    verify.add_argument(
+    command.add_argument(
+        "--plan", type=Path, metavar="FILE.toml", help="a plan of your own (the default plan)"
+    )
+    command.add_argument(
+        "--trials", type=int, metavar="N", help="pairs in every simulation (the plan's)"
+    )
+    command.add_argument(
+        "--seed", type=int, metavar="S", help="of all random keys, below 2^32 (the plan's)"
+    )
+    command.add_argument(
         "--out", type=Path, metavar="DIR", help="new folder for the results (verify-DATE-TIME)"
     )
-    verify.add_argument("--json", type=Path, metavar="FILE", help="a further copy of the result")
+    command.add_argument("--json", type=Path, metavar="FILE", help="a further copy of the result")
     return top
+
+
+def _plan_help() -> str:
+    lines = [
+        f"A plan has the keys {', '.join(plans.PLAN_KEYS[:-1])},",
+        "and tables [[experiment]], one for every combination of the lists in it, with the keys",
+        "",
+    ]
+    for key, meaning in plans.EXPERIMENT_KEYS.items():
+        wrapped = textwrap.wrap(meaning, 76)
+        lines += [f"  {key:<12}{wrapped[0]}", *(" " * 14 + more for more in wrapped[1:])]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status, as listed in the README."""
-    from jaxprune.engine.tally import BrokenBracket
-
     args = parser().parse_args(argv)
     try:
         return _verify(args)
@@ -65,12 +93,6 @@ def _one_line(error):
 
 
 def _verify(args) -> int:
-    from rich.console import Console
-
-    from jaxprune import report
-    from jaxprune.studies import plan as plans
-    from jaxprune.studies.verify import verify
-
     out = args.out or Path(time.strftime("verify-%Y%m%d-%H%M%S"))
     _check_new("out", out)
     if args.json:
@@ -103,26 +125,18 @@ def _check_new(name: str, path: Path) -> None:
         raise ValueError(f"{name} = {str(path)!r}: {str(parent)!r} is no folder one can write to")
 
 
+@contextlib.contextmanager
 def _progress_bar():
-    """A context manager that yields the callback for `verify`; silent outside a terminal."""
-    import contextlib
-
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextlib.contextmanager
-    def bar():
-        columns = (
-            BarColumn(24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-        )
-        console = Console(stderr=True)
-        with Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        ) as rich:
-            task = rich.add_task("starting", total=None)
-            yield lambda p: rich.update(task, description=p.doing, completed=p.done, total=p.total)
-
-    return bar()
+    """Yields the callback for `verify`; draws nothing where there is no terminal."""
+    columns = (
+        BarColumn(24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda p: bar.update(task, description=p.doing, completed=p.done, total=p.total)

@@ -48,7 +48,7 @@ EXPERIMENT_KEYS = {
     "scaling": "max (the paper's), he, glorot or lecun (max)",
     "gain": "factor on the weights, the paper's K under max (1)",
     "data": "digits: targets are trained on them instead of sampled from a law",
-    "training": "data: a table of steps, batch, learning_rate",
+    "training": "data: a table of steps, batch, learning_rate, weight_decay",
     "pruning": "magnitude, random or bernoulli; one or a list",
     "alpha": "amounts: floor(D^(1 - alpha)) of each pruned layer",
     "sparsity": "amounts: this fraction of each pruned layer",
@@ -182,7 +182,7 @@ def parse(source: Mapping[str, Any], *, trials: int | None = None, seed: int | N
     seed = validation.integer("seed", source.get("seed", 0), 0, keys.MAX_SEED)
     delta = validation.real("delta", source.get("delta", 0.05), 0.0, 1.0)
     confidence = validation.real("confidence", source.get("confidence", 0.99), 0.0, 1.0)
-    default_trials = source.get("trials", 1000)
+    default_trials = validation.integer("trials", source.get("trials", 1000), 1, keys.MAX_TRIALS)
     cases = []
     for i, experiment in enumerate(experiments, start=1):
         try:
