@@ -165,8 +165,6 @@ def train(
         # On a CPU larger chunks leave the cache and take up to 1.4 times as long.
         chunk = CPU_CHUNK if jax.default_backend() == "cpu" else DEVICE_CHUNK
     chunk = validation.integer("chunk", chunk, 1, 2**20)
-    if network.out_shape != (CLASSES,):
-        raise ValueError(f"network with outputs {network.out_shape}: ({CLASSES},) is needed")
     data = digits()
     x, y = jnp.asarray(as_inputs(network, data.train_x)), jnp.asarray(data.train_y)
     chunks = []
@@ -181,22 +179,6 @@ def train(
         if progress:
             progress(done)
     return tuple(jnp.concatenate(ws) for ws in zip(*chunks, strict=True))
-
-
-def accuracy(network: Network, params: Params, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The fraction of images that each network classifies correctly.
-
-    Args:
-      network: the architecture.
-      params: stacked, as `train` returns them.
-      x: `(n, 64)` images.
-      y: `(n,)` classes.
-
-    Returns:
-      `(count,)` float64.
-    """
-    correct = _correct(network, params, jnp.asarray(as_inputs(network, x)), jnp.asarray(y))
-    return np.asarray(correct, np.float64) / len(x)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -230,12 +212,3 @@ def _train_one(network, recipe, root, trial, x, y):
     state = params, optimizer.init(params)
     (params, _), _ = jax.lax.scan(step, state, jnp.arange(recipe.steps))
     return params
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _correct(network, params, x, y):
-    def one(params):
-        logits = jax.vmap(network, in_axes=(None, 0))(params, x)
-        return jnp.sum(jnp.argmax(logits, axis=1) == y, dtype=jnp.int32)
-
-    return jax.lax.map(one, params)
