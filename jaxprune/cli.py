@@ -77,52 +77,64 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return _verify(args)
-    except ValueError as error:
-        print(f"jaxprune: {_one_line(error)}", file=sys.stderr)
-        return BAD_INPUT
-    except BrokenBracket as error:
-        print(f"jaxprune: broken invariant, nothing written: {error}", file=sys.stderr)
-        return BROKEN_INVARIANT
     except KeyboardInterrupt:
-        print("jaxprune: interrupted, nothing written", file=sys.stderr)
-        return INTERRUPTED
+        return _fail("interrupted, nothing written", INTERRUPTED)
 
 
-def _one_line(error):
-    return " ".join(str(error).split())
+def _fail(message: object, status: int) -> int:
+    print("jaxprune:", " ".join(str(message).split()), file=sys.stderr)
+    return status
 
 
 def _verify(args) -> int:
     out = args.out or Path(time.strftime("verify-%Y%m%d-%H%M%S"))
-    _check_new("out", out)
-    if args.json:
-        _check_new("json", args.json)
-    plan = plans.load(args.plan, trials=args.trials, seed=args.seed)
     started = time.perf_counter()
-    with _progress_bar() as advance:
-        result = verify(plan, advance)
+    try:
+        _check_new("out", out)
+        if args.json:
+            _check_new("json", args.json)
+            if args.json.resolve() == out.resolve():
+                raise ValueError(f"json = {str(args.json)!r}: another path than out is needed")
+        plan = plans.load(args.plan, trials=args.trials, seed=args.seed)
+        with _progress_bar() as advance:
+            result = verify(plan, advance)
+    except ValueError as error:
+        return _fail(error, BAD_INPUT)
+    except BrokenBracket as error:
+        return _fail(f"broken invariant, nothing written: {error}", BROKEN_INVARIANT)
     spent = time.perf_counter() - started
 
-    # In a pipe there is no width to keep to.
-    report.render(result, Console(width=None if sys.stdout.isatty() else 120))
+    # Files first: a closed pipe must not cost a finished run.
     try:
         report.write_folder(result, out)
         if args.json:
             report.write_json(result, args.json)
     except OSError as error:
-        print(f"jaxprune: {error.filename}: {error.strerror}", file=sys.stderr)
-        return ENVIRONMENT
-    print(f"\n{spent:.0f} s. {out}/result.json holds every number, {out}/report.html the plots.")
+        return _fail(f"{error.filename or out}: {error.strerror}", ENVIRONMENT)
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        # In a pipe there is no width to keep to.
+        report.render(result, Console(width=None if sys.stdout.isatty() else 120))
+        print(f"\n{spent:.0f} s. {out}/result.json: every number; {out}/report.html: the plots.")
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich exits where a pipe is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _check_new(name: str, path: Path) -> None:
     """Refuses a path that exists or cannot be made, before anything is sampled."""
-    if path.exists() and not (name == "out" and path.is_dir() and not any(path.iterdir())):
+    try:
+        empty = name == "out" and path.is_dir() and not any(path.iterdir())
+        taken = path.exists() and not empty
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} = {str(path)!r}: {reason}") from None
+    if taken:
         raise ValueError(f"{name} = {str(path)!r}: exists; a new path is needed")
-    parent = path.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{name} = {str(path)!r}: {str(parent)!r} is no folder one can write to")
+    folder = path if empty else path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{name} = {str(path)!r}: {str(folder)!r} is no folder one can write to")
 
 
 @contextlib.contextmanager

@@ -60,8 +60,8 @@ def _uniform_kept_energy(q):
 
 def _normal_magnitude(u):
     # The survival function's inverse keeps its digits in the tail, where the inverse of the
-    # distribution function has none left in float32.
-    return -ndtri(0.5 * u)
+    # distribution function has none left in float32. Rounding may bring u to 1: keep |X| > 0.
+    return -ndtri(jnp.minimum(0.5 * u, 0.5 - 2.0**-25))
 
 
 def _normal_log_moment(j):
@@ -162,6 +162,8 @@ def sample(family: Family, scale: jax.Array, bits: jax.Array) -> jax.Array:
     Returns:
       float32 weights, never zero, symmetric to the last bit.
     """
+    if bits.dtype != jnp.uint32:
+        raise ValueError(f"bits of type {bits.dtype}: uint32 is needed")
     magnitude = (bits & 0x7FFFFFFF).astype(jnp.int32)
     u = magnitude.astype(jnp.float32) * 2.0**-31 + 2.0**-32
     value = scale * family.magnitude(u)

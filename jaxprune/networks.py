@@ -218,7 +218,7 @@ def convolutional(
     kernel = validation.integer("kernel", kernel, 1)
     validation.choice("padding", padding, PADDINGS)
     count = len(channels) - 1
-    strides = [strides] * count if isinstance(strides, int) else list(strides)
+    strides = list(strides) if isinstance(strides, Sequence) else [strides] * count
     if len(strides) != count:
         raise ValueError(f"strides = {strides!r}: one a convolution ({count}) is needed")
     layers: list[Layer] = []
@@ -268,6 +268,8 @@ def select_layers(
         validation.choice("layers", which, ("middle", "all", *names))
         chosen = tuple(name == which for name in names)
     else:
+        if not isinstance(which, Sequence):
+            raise ValueError(f"layers = {which!r}: a name or a list of names is needed")
         for name in which:
             validation.choice("layers", name, names)
         chosen = tuple(name in which for name in names)

@@ -13,16 +13,14 @@ Key = jax.Array
 Params = tuple[jax.Array, ...]
 """One weight array a layer: `(d_out, d_in)` for dense, `(c_out, c_in, k, k)` for convolution."""
 
-Masks = tuple[jax.Array, ...]
-"""One Boolean array a layer, of the weights' shape; True marks a weight that is kept."""
-
 
 class Gap(NamedTuple):
     """A bracket of the gap of one pair: `lower <= sup ||F(x) - f(x)|| <= upper`.
 
     Attributes:
       lower: `()` distance found at one input of the domain, evaluated in float32.
-      upper: `()` proven bound (unit ball) or the exact maximum (finite data set).
+      upper: `()` a theorem in floating point (unit ball), or `lower` again: the largest distance
+        in float32 (finite data set).
     """
 
     lower: jax.Array

@@ -22,7 +22,7 @@ ALLOWED = {
     "pruning": {"laws"},
     "statistics": set(),
     "gaps": {"inputs", "networks"},
-    "bounds": {"activations", "laws", "networks", "pruning"},
+    "bounds": {"activations", "laws", "networks", "pruning", "statistics"},
     "engine": {"gaps", "inputs", "laws", "networks", "pruning", "statistics"},
     "studies": {
         "activations",
@@ -76,9 +76,10 @@ def test_nothing_unsafe_or_private(path):
 
 
 def test_vmap_over_trials_stands_in_the_engine_alone():
-    """Elsewhere `vmap` runs over inputs, starts, layers of one pair, or training seeds."""
+    """Elsewhere `vmap` runs over inputs, starts, layers of one pair, keys, or training seeds."""
     users = {str(p.relative_to(PACKAGE)) for p in MODULES if "jax.vmap" in p.read_text()}
     assert users == {
+        "engine/keys.py",
         "engine/run.py",
         "engine/trial.py",
         "gaps/ascent.py",

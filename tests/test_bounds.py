@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from jaxprune import activations, bounds, laws, networks, pruning
 from jaxprune.bounds import random_matrices
@@ -635,3 +635,14 @@ def test_certify_refuses(change, named):
     arguments = dict(pruning=pruning.random, amount=pruning.Count(1), layers="all", delta=0.1)
     with pytest.raises(ValueError, match=f"^{named} = "):
         bounds.certify(networks.dense((3, 4, 5)), LAWS[0], **arguments | change)
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.005, 1e-5])
+@pytest.mark.parametrize(
+    ("count", "removed"), [(45005**2, 999), (45005**2, 998), (256**2, 4096), (100, 1), (100, 99)]
+)
+def test_threshold_level_spends_no_more_than_its_budget(count, removed, delta):
+    """SciPy's inverse of the beta tail does at k = 999; the tail itself is right."""
+    level = random_matrices.threshold_level(count, removed, delta)
+    assert special.betaincc(removed + 1, count - removed, level) <= delta * (1 + 1e-9)
+    assert special.betaincc(removed + 1, count - removed, level * (1 - 1e-9)) > delta * (1 - 1e-6)

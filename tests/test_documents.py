@@ -15,7 +15,7 @@ def test_the_readme_s_python_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert len(re.findall(r"P\(gap <= .*\) is in \[.*\]: (?:holds|violated)\n", printed)) == 2
+    assert len(re.findall(r"P\(gap <= .*\) in \[.*\]: (?:holds|violated)\n", printed)) == 2
 
 
 def test_the_readme_names_every_key_of_a_cell():

@@ -3,14 +3,18 @@
 Every random test fixes its seed and would raise a false alarm for one seed in 10^6.
 """
 
+import ast
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from jaxprune import bounds, engine, laws, networks, pruning
+from jaxprune import activations, bounds, engine, laws, networks, pruning
 from jaxprune.engine import GUARD, Tally, keys, memory
 from jaxprune.engine.tally import BrokenBracket, ExactSum, Histogram
 from jaxprune.engine.trial import Trial, masks, target
@@ -69,6 +73,33 @@ def test_keys_differ_by_seed_purpose_layer_and_trial():
     assert len(drawn) == 2 * 4 * 2 * 2
 
 
+def test_all_keys_of_a_trial_are_the_single_ones():
+    root, trial = keys.root_key(3), (np.uint32(1), np.uint32(2))
+    together = jax.random.key_data(keys.trial_keys(root, keys.TRIAL_PURPOSES, 4, trial))
+    for purpose in (keys.WEIGHTS, keys.MASK, keys.INPUTS):
+        for layer in range(4):
+            one = jax.random.key_data(keys.trial_key(root, purpose, layer, trial))
+            np.testing.assert_array_equal(together[purpose, layer], one)
+
+
+def test_double_precision_sessions_draw_the_same_weights():
+    """JAX's default random bits are 64 wide there; ours stay 32."""
+    code = (
+        "import jaxprune as jp; t = jp.simulate(jp.dense((4, 5, 5, 3)), jp.uniform(), jp.magnitude,"
+        " jp.Fraction(0.5), eps=[1.0], trials=5, domain=jp.UnitBall(4, 1, 1)); print(t.worst)"
+    )
+    worst = []
+    for flag in ("0", "1"):
+        environment = {**os.environ, "JAX_ENABLE_X64": flag}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        worst.append(ast.literal_eval(done.stdout))
+    assert [i for _, i in worst[0]] == [i for _, i in worst[1]]
+    np.testing.assert_allclose(*([gap for gap, _ in w] for w in worst), rtol=1e-5)
+
+
 def test_golden_bits():
     """The stream is part of the contract: a change here needs a new STREAM_VERSION."""
     key = keys.trial_key(keys.root_key(7), keys.MASK, 2, (np.uint32(1), np.uint32(3)))
@@ -124,8 +155,9 @@ def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(method):
         @jax.jit
         @jax.vmap
         def sampled(high, low, run=run):
-            params = target(run.design, run.numbers, (high, low))
-            return params, masks(run.design, run.numbers, params, (high, low))[1]
+            drawn = keys.trial_keys(run.numbers.root, keys.TRIAL_PURPOSES, 3, (high, low))
+            params = target(run.design, run.numbers, (high, low), drawn[keys.WEIGHTS])
+            return params, masks(run.design, run.numbers, params, drawn[keys.MASK])[1]
 
         parts = [
             sampled(*trial_ids(range(start, start + block))) for start in range(0, trials, block)
@@ -173,10 +205,31 @@ def test_numbers_do_not_compile_again():
     assert len(programs) == 1
 
 
+def test_layers_without_certified_norms_are_refused_for_the_ball_alone():
+    arguments = networks.dense((2, 3000, 3000, 2)), LAW, pruning.random, Fraction(0.5)
+    with pytest.raises(ValueError, match="certified norms"):
+        engine.prepare(*arguments)
+    engine.prepare(*arguments, domain=np.ones((1, 2)))
+
+
+def test_accuracy_needs_classes():
+    network = networks.convolutional((1, 2, 2), 4)
+    x = np.zeros((5, 1, 4, 4))
+    with pytest.raises(ValueError, match="no classes"):
+        engine.prepare(
+            network,
+            LAW,
+            pruning.random,
+            Fraction(0.5),
+            layers="all",
+            labelled=(x, np.zeros(5, int)),
+        )
+
+
 def test_too_large_for_memory_is_refused_before_anything_is_compiled():
     network = networks.dense((40_000, 40_000, 40_000, 40_000))
     with pytest.raises(ValueError, match="GiB"):
-        engine.prepare(network, LAW, pruning.random, Fraction(0.5))
+        engine.prepare(network, LAW, pruning.random, Fraction(0.5), domain=np.ones((1, 40_000)))
 
 
 @pytest.mark.parametrize(
@@ -357,6 +410,39 @@ def test_overflow_is_nonfinite():
     assert tally.counts(1e30).nonfinite == 10
 
 
+def test_tiny_and_huge_gaps_keep_their_bracket():
+    """Squares of these numbers leave float32's range; the gaps themselves do not."""
+    network = networks.dense((16, 16))
+    w = np.random.default_rng(0).normal(size=(1, 16, 16)).astype(np.float32)
+    exact = np.linalg.norm(w[0].astype(np.float64), 2)
+    for scale in 10.0 ** np.array([-30, -25, -20, -15, -10, -5, 0, 10, 20, 30]):
+        tally = engine.simulate(
+            network,
+            (w * np.float32(scale),),
+            pruning.random,
+            Fraction(1.0),
+            layers="all",
+            eps=[1e36],
+            trials=1,
+            domain=UnitBall(16, 8, 100),
+        )
+        ((gap, _),) = tally.worst
+        assert 0.99 <= gap / (exact * scale) <= 1 + 1e-5
+        mean, _ = tally.mean_squared_gap()
+        assert 0.01 < mean / scale**2 < 100
+
+
+def test_upper_bounds_do_not_vanish_by_underflow():
+    """1e-22 * 1e30 * 1e-18: the product of the first and the last is no float32."""
+    network = networks.dense((1, 1, 1, 1), activations.identity)
+    ws = [np.full((1, 1, 1), value, np.float32) for value in (1e-22, 1e30, 1e-18)]
+    tally = engine.simulate(
+        network, ws, pruning.random, pruning.Count(1), eps=[1.0], trials=1, domain=SMALL
+    )
+    ((gap, _),) = tally.worst
+    assert gap == pytest.approx(1e-10, rel=1e-3)
+
+
 @pytest.mark.parametrize("method", pruning.METHODS.values(), ids=str)
 def test_pruning_nothing_gives_gap_zero(method):
     tally = engine.simulate(
@@ -434,6 +520,12 @@ def test_given_targets_rows_and_accuracy():
         ({"trials": 2.0}, "trials"),
         ({"trials": np.int64(2**60)}, "trials"),
         ({"eps": [0.0]}, "eps"),
+        ({"eps": 0.5}, "eps"),
+        ({"amount": 0.3}, "amount"),
+        ({"layers": 5}, "layers"),
+        ({"labelled": (np.zeros((5, 4)), np.full(5, 4))}, "labels"),
+        ({"labelled": (np.zeros((5, 4)), np.full(5, -1))}, "labels"),
+        ({"labelled": (np.zeros((5, 4)), np.zeros(5))}, "labels"),
         ({"eps": [-1.0]}, "eps"),
         ({"eps": [math.nan]}, "eps"),
         ({"block": 0}, "block"),
@@ -509,6 +601,8 @@ def test_tallies_merge_to_the_same_in_any_order_and_grouping():
     assert (Tally(eps) + whole).close == whole.close
     with pytest.raises(ValueError, match="eps"):
         whole + Tally((1.0,))
+    with pytest.raises(ValueError, match="fixed before sampling"):
+        whole.counts(0.3)
 
 
 def test_exact_sum():
@@ -517,6 +611,8 @@ def test_exact_sum():
     assert ExactSum.of(values).over(1) == math.fsum(values)
     assert ExactSum.of(np.array([5e-324, 1e-310])).over(1) == 5e-324 + 1e-310
     assert ExactSum.of(np.array([])).over(3) == 0
+    with pytest.raises(ValueError, match="finite"):
+        ExactSum.of(np.array([1.0, np.inf]))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.01, 0.5, 0.99, 1.0])

@@ -35,9 +35,14 @@ def test_extreme_bits_reach_the_tail(pair):
     family, oracle = pair
     bits = np.array([0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF], np.uint32)
     w = np.asarray(laws.sample(family, 1.0, bits))
-    assert np.isfinite(w).all() and (np.abs(w) <= family.bound).all()
+    assert np.isfinite(w).all() and (np.abs(w) <= family.bound).all() and (w != 0).all()
     if family is laws.NORMAL:
         assert np.abs(w).max() == pytest.approx(oracle.isf(2.0**-33), rel=1e-5)
+
+
+def test_bits_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="uint32"):
+        laws.sample(laws.UNIFORM, 1.0, np.zeros(3, np.uint64))
 
 
 @pytest.mark.parametrize("j", [1, 2, 5, 10])

@@ -165,6 +165,7 @@ def changed(where, key, value):
         (0, "pruning", "magnitud", "did you mean 'magnitude'"),
         (0, "pruning", 7, "pruning"),
         (0, "layers", "last", "layers"),
+        (0, "layers", 5, "layers"),
         (0, "layers", ["dense9"], "layers"),
         (0, "layers", [], "layers"),
         (0, "domain", "test images", "domain"),
@@ -183,6 +184,7 @@ def changed(where, key, value):
         (1, "kernel", 9, "kernel"),
         (1, "padding", "FULL", "padding"),
         (1, "strides", [1, 1], "strides"),
+        (1, "strides", 1.5, "stride"),
         (1, "slope", 2.0, "slope"),
         (1, "samples", 0, "samples"),
         (1, "starts", 100, "starts"),
@@ -195,6 +197,13 @@ def test_bad_plans(where, key, value, named):
     assert named in message and "\n" not in message
     if where is not None:
         assert message.startswith(f"experiment {where + 1}: ")
+
+
+def test_a_theorem_about_nothing_is_refused():
+    source = changed(0, "alpha", None)
+    source["experiment"][0]["sparsity"] = 0.0
+    with pytest.raises(ValueError, match="removes nothing"):
+        plans.parse(source)
 
 
 def test_training_keys():

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxprune import report
-from jaxprune.report import plots
+from jaxprune.report import plots, words
 
 HOSTILE = "<img src=x onerror=alert(1)></title></script><script>alert(2)</script>\x1b[31m\x07\u202e"
 LEVELS = ("0.01", "0.05", "0.1", "0.25", "0.5", "0.75", "0.9", "0.95", "0.99", "1")
@@ -98,12 +98,12 @@ def printed(result, **console):
 
 def test_the_table_holds_every_claim(result):
     text = printed(result, width=120)
-    for words in ("holds", "undecided", "violated"):
-        assert re.search(rf"\b{words}\b *$", text, re.M)
+    for verdict in ("holds", "undecided", "violated"):
+        assert re.search(rf"\b{verdict}\b *$", text, re.M)
     assert text.count("911/42/17/30") == 6
     assert text.count("0.887–0.992") == 6  # rounded outward
     assert "3.5 *" in text and "6 claims: 1 hold, 1 violated, 4 undecided" in text
-    assert "99 %" in text and "Holm over all 6 claims" in text
+    assert "99 %" in text and "Holm over all 6 claims" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
@@ -111,6 +111,12 @@ def test_the_table_loses_no_number_at_any_width(result, width):
     text = printed(result, width=width)
     assert text.count("911/42/17/30") == 6 and text.count("undecided") >= 4
     assert "…" not in text and max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("value", [7.8746, 0.16023, 0.017521, 5.0, 0.999, 9.999, 1234.5, 1e-7])
+def test_certified_numbers_are_rounded_up(value):
+    shown = float(words.number_up(value))
+    assert value <= shown <= 1.011 * value
 
 
 def test_no_control_character_reaches_the_terminal(result):
@@ -185,9 +191,23 @@ def test_gap_against_width_draws_the_quantiles(result):
         assert any(line.shape == (2,) and np.allclose(line, values) for line in lines)
 
 
+def test_every_case_is_drawn():
+    """Two methods, amounts and widths: eight brackets, and eight medians of either end."""
+    cells = [
+        cell(pruning=method, amount=amount, width=width)
+        for method in ("magnitude", "random")
+        for amount in ("D^0.5", "D^0.75")
+        for width in (16, 64)
+    ]
+    ax = plots.gap_against_width(Figure().add_subplot(), cells)
+    assert sum(len(c.get_segments()) for c in ax.collections) == 8
+    markers = [line for line in ax.get_lines() if line.get_marker() != "None"]
+    assert sum(len(line.get_xdata()) for line in markers) == 16
+
+
 def test_gap_against_sparsity_draws_medians_and_accuracy(result):
     ax = plots.gap_against_sparsity(Figure().add_subplot(), result["cells"][4:])
-    assert "sparsity" in ax.get_xlabel() and "test images" in ax.get_ylabel()
+    assert "sparsity" in ax.get_xlabel() and "gap" in ax.get_ylabel()
     assert any("-3.0 pt" in text.get_text() for text in ax.texts)
     median = result["cells"][4]["gap_lower_quantiles"]["0.5"]
     assert any(np.allclose(line, [median]) for line in drawn(ax))

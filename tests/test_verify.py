@@ -1,7 +1,9 @@
 """The main job end to end, on a small plan, as a library call and as a command."""
 
+import hashlib
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +14,9 @@ import pytest
 from jaxprune import cli
 from jaxprune.studies import plan as plans
 from jaxprune.studies.verify import verify
+
+# One worker runs them all, so that the command runs once.
+pytestmark = pytest.mark.xdist_group("verify")
 
 PLAN = """
 title = "small"
@@ -49,9 +54,9 @@ steps = 2
 [[experiment]]
 title = "trained"
 network = "dense"
-widths = [64, 12, 12, 10]
+widths = [64, 16, 16, 10]
 data = "digits"
-training = { steps = 60, learning_rate = 0.02 }
+training = { steps = 150, learning_rate = 0.02 }
 pruning = "magnitude"
 sparsity = [0.0, 0.5]
 domain = "test images"
@@ -66,7 +71,7 @@ CELL_KEYS = {
     *("p_value_violated", "verdict", "certified_eps", "gap_lower_quantiles"),
     *("gap_upper_quantiles", "sampled_gap_quantiles", "mean_squared_gap"),
     *("mean_squared_gap_standard_error", "mean_squared_gap_infinite_width"),
-    *("accuracy_target", "accuracy_pruned", "accuracy_change", "worst_trials", "seconds"),
+    *("accuracy_target", "accuracy_pruned", "accuracy_change", "worst_trials", "block", "seconds"),
 }
 
 
@@ -157,6 +162,9 @@ def test_what_goes_with_which_target(result):
 def test_the_plan_and_the_environment_are_on_record(result, plan_file):
     plan = plans.load(plan_file)
     assert result["plan"]["hash"] == plan.hash and result["plan"]["seed"] == 3
+    rest = {key: value for key, value in result["plan"].items() if key != "hash"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == plan.hash
     assert result["plan"]["experiment"] == plan.source["experiment"]
     for key in ("jaxprune", "jax", "jaxlib", "numpy", "device", "seed", "stream_version"):
         assert key in result["environment"]
@@ -192,6 +200,8 @@ def test_another_seed_gives_other_numbers(plan_file):
         (["--plan", "nowhere.toml"], "nowhere.toml"),
         (["--out", "missing/folder"], "out"),
         (["--out", "full"], "out"),
+        (["--out", "x" * 300], "out"),
+        (["--out", "same", "--json", "same"], "json"),
         (["--json", "full/old.json"], "json"),
         (["--trails", "5"], "trails"),
         ([], "too large"),
@@ -219,6 +229,48 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, monkeypatch, capsys, arg
     assert captured.err.count("\n") == 1 and named in captured.err
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "full" / "old.json").read_text() == "mine"
+
+
+TINY = """
+title = "tiny"
+trials = 5
+[[experiment]]
+title = "one"
+network = "dense"
+widths = [3, 4, 4, 2]
+law = "uniform"
+pruning = "random"
+alpha = 0.5
+samples = 2
+starts = 1
+steps = 1
+eps = 0.5
+"""
+
+
+@pytest.mark.parametrize("how", ["closed pipe", "ascii"])
+def test_a_terminal_that_fails_costs_no_result(tmp_path, how):
+    (tmp_path / "plan.toml").write_text(TINY)
+    command = f"{sys.executable} -m jaxprune verify --plan plan.toml --out out"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command + (" | true" if how == "closed pipe" else "")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii" if how == "ascii" else "utf-8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"result.json", "report.html"}
+
+
+def test_an_interrupt_writes_nothing(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "verify", interrupted)
+    assert cli.main(["verify", "--out", "out"]) == 130
+    assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_help_names_every_option(capsys):

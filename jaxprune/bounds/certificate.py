@@ -25,7 +25,8 @@ class Event(NamedTuple):
     Attributes:
       layer: name of the layer.
       matrix: "weights" W, "kept" W∘M or "removed" W - W∘M.
-      delta: probability that the norm exceeds its bound.
+      delta: its share of the whole delta; for magnitude pruning the share of "removed" also pays
+        for the layer's threshold event, outside which both parts' bounds are stated.
       bound: of the norm.
     """
 

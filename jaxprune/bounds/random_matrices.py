@@ -21,6 +21,7 @@ from jaxprune.bounds.wishart import log_trace_moment, log_trace_moment_estimate
 from jaxprune.laws import Family, Law
 from jaxprune.networks import Conv, Layer
 from jaxprune.pruning import METHODS, Amount, Pruning
+from jaxprune.statistics import upper_limit
 
 ORDERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)
 THRESHOLD_SHARE = 0.1
@@ -318,9 +319,10 @@ def threshold_level(count: int, removed: int, delta: float) -> float:
     """`P(F(τ) > level) <= delta`, F the distribution function of |w|, τ the magnitude threshold.
 
     τ is the smallest magnitude kept, the (k+1)-th of D: `F(τ) ~ Beta(k + 1, D - k)`. H. A. David,
-    H. N. Nagaraja, Order Statistics, 3rd ed., section 2.3.
+    H. N. Nagaraja, Order Statistics, 3rd ed., section 2.3. That tail is binomial, `P(Beta(k + 1,
+    D - k) > p) = P(Bin(D, p) <= k)`, so its quantile is the Clopper-Pearson limit.
     """
-    return float(special.betainccinv(removed + 1, count - removed, delta))
+    return float(upper_limit(removed, count, delta))
 
 
 @lru_cache(maxsize=1024)

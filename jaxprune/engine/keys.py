@@ -5,6 +5,7 @@ else: not on the block, the device, the order, or the number of trials.
 """
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune import validation
 from jaxprune.types import Key
@@ -14,6 +15,9 @@ STREAM_VERSION = 1
 
 WEIGHTS, MASK, INPUTS, TRAINING = range(4)
 """What a key is for."""
+
+TRIAL_PURPOSES = 3
+"""The first purposes are those of a trial."""
 
 MAX_SEED = 2**32 - 1
 MAX_TRIALS = 2**53
@@ -39,3 +43,10 @@ def trial_key(root: Key, purpose: int, layer: int, trial: TrialId) -> Key:
     """The key of one purpose, layer and trial."""
     key = jax.random.fold_in(jax.random.fold_in(root, purpose), layer)
     return jax.random.fold_in(jax.random.fold_in(key, trial[0]), trial[1])
+
+
+def trial_keys(root: Key, purposes: int, layers: int, trial: TrialId) -> Key:
+    """The keys `(purposes, layers)` of one trial: `trial_key` of each, compiled once for all."""
+    one = lambda purpose, layer: trial_key(root, purpose, layer, trial)
+    grid = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
+    return grid(jnp.arange(purposes), jnp.arange(layers))

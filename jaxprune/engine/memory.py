@@ -54,12 +54,20 @@ def _norm_floats(network: Network) -> int:
     return total
 
 
-def check(design: Design, inputs: int, device: jax.Device) -> None:
-    """Refuses, with a ValueError, a network of which one trial does not fit on the device."""
+def check(design: Design, inputs: int, device: jax.Device, targets: int = 0) -> None:
+    """Refuses, with a ValueError, a network of which one trial does not fit on the device.
+
+    Args:
+      design: the trial.
+      inputs: how many inputs pass through the network at once.
+      device: where it runs.
+      targets: given networks that lie there beside it.
+    """
     needed, limit = trial_bytes(design, inputs), device_bytes(device)
+    needed += _FLOAT * targets * sum(design.network.weight_counts)
     if needed > limit:
         raise ValueError(
-            f"{design.network}: one trial needs about {needed / 2**30:.1f} GiB, "
+            f"{design.network}: a trial needs about {needed / 2**30:.1f} GiB, "
             f"at most {limit / 2**30:.1f} GiB is allowed here"
         )
 

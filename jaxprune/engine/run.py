@@ -15,7 +15,7 @@ from jaxprune import networks, validation
 from jaxprune.engine import keys, memory
 from jaxprune.engine.tally import Tally
 from jaxprune.engine.trial import Design, Numbers, Trial, run_trial
-from jaxprune.gaps import UnitBall
+from jaxprune.gaps import MAX_ENTRIES, UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network
 from jaxprune.pruning import Amount, Pruning
@@ -36,7 +36,8 @@ def _run_block(design, numbers, high, low):
     return jax.vmap(lambda h, l: run_trial(design, numbers, (h, l)))(high, low)
 
 
-_programs: dict[Hashable, Future] = {}
+_PROGRAMS_KEPT = 64
+_programs: collections.OrderedDict[Hashable, Future] = collections.OrderedDict()
 _programs_lock = threading.Lock()
 
 
@@ -52,13 +53,16 @@ def compiled_block(run: Run) -> Callable[..., Trial]:
         program = _programs.get(key)
         if mine := program is None:
             program = _programs[key] = Future()
+            while len(_programs) > _PROGRAMS_KEPT:
+                _programs.popitem(last=False)
     if mine:
-        word = jax.ShapeDtypeStruct((run.block,), jnp.uint32)
         try:
+            word = jax.ShapeDtypeStruct((run.block,), jnp.uint32)
             lowered = _run_block.lower(run.design, run.numbers, word, word)
             program.set_result(lowered.compile())
         except BaseException as error:
-            del _programs[key]
+            with _programs_lock:
+                _programs.pop(key, None)
             program.set_exception(error)
     return program.result()
 
@@ -79,6 +83,8 @@ def prepare(
     """Checks a simulation's arguments and sizes its blocks; `simulate` documents them."""
     trials = validation.integer("trials", trials, 1, keys.MAX_TRIALS)
     root = keys.root_key(seed)
+    if not isinstance(amount, Amount):
+        raise ValueError(f"amount = {amount!r}: Fraction, Sublinear or Count is needed")
     pruned = networks.select_layers(network, layers)
     levels = [
         pruning.level(amount, count) if chosen else 0
@@ -94,7 +100,12 @@ def prepare(
         labelled = _labelled(*labelled, network)
         inputs = max(inputs, len(labelled[0]))
     device = jax.devices()[0]
-    memory.check(design, inputs, device)
+    if ball and max(network.weight_counts) > MAX_ENTRIES:
+        raise ValueError(
+            f"{network}: at most {MAX_ENTRIES} weights a layer have certified norms; give a data "
+            "set as the domain"
+        )
+    memory.check(design, inputs, device, 0 if law else trials)
     numbers = Numbers(
         root,
         jnp.asarray(levels, jnp.int32),
@@ -167,6 +178,8 @@ def tally_run(
     run: Run, eps: Sequence[float], progress: Callable[[int], None] | None = None
 ) -> Tally:
     """Runs all blocks and tallies them; see `simulate`."""
+    if not isinstance(eps, Sequence | np.ndarray):
+        raise ValueError(f"eps = {eps!r}: a list of numbers is needed")
     tally = Tally(tuple(validation.real("eps", e, 0.0, float("inf")) for e in eps))
     for ids, trials in run_blocks(run):
         tally += Tally.of(tally.eps, ids, trials)
@@ -210,10 +223,15 @@ def _inputs(name, x, network):
 
 
 def _labelled(x, y, network):
-    x, y = _inputs("labelled", x, network), np.asarray(y, np.int32)
+    x, y = _inputs("labelled", x, network), np.asarray(y)
     if y.shape != (len(x),):
         raise ValueError(f"labels of shape {y.shape}: one for each of {len(x)} inputs is needed")
-    return jnp.asarray(x), jnp.asarray(y)
+    if len(network.out_shape) != 1:
+        raise ValueError(f"labels: outputs of shape {network.out_shape} are no classes")
+    classes = network.out_shape[0]
+    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= classes:
+        raise ValueError(f"labels: integers from 0 to {classes - 1} are needed")
+    return jnp.asarray(x), jnp.asarray(y, jnp.int32)
 
 
 def _scales(law, network):

@@ -72,7 +72,10 @@ class ExactSum:
 
     @staticmethod
     def of(values: np.ndarray) -> "ExactSum":
-        mantissas, exponents = np.frexp(np.asarray(values, np.float64))
+        values = np.asarray(values, np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("values: finite numbers are needed")
+        mantissas, exponents = np.frexp(values)
         mantissas = (mantissas * 2.0**53).astype(np.int64)
         shifts = exponents + (1074 - 53)
         total = 0
@@ -140,7 +143,7 @@ class Tally:
         if (broken := lower > upper * (1 + GUARD)).any():
             i = int(np.flatnonzero(broken)[0])
             raise BrokenBracket(f"trial {ids[ok][i]}: lower {lower[i]:g} > upper {upper[i]:g}")
-        mean_square = t.mean_square[ok].astype(np.float64)
+        mean_square = t.rms[ok].astype(np.float64) ** 2
         worst = zip(lower.tolist(), ids[ok].tolist(), strict=True)
         return Tally(
             eps=tuple(eps),
@@ -188,7 +191,13 @@ class Tally:
         return self.trials - self.nonfinite
 
     def counts(self, eps: float) -> Counts:
-        """Close, between, far and non-finite trials at one of the tally's epsilons."""
+        """Close, between, far and non-finite trials at one of the tally's epsilons.
+
+        Raises:
+          ValueError: trials were not sorted at this epsilon.
+        """
+        if eps not in self.eps:
+            raise ValueError(f"eps = {eps!r}: one of {self.eps} is needed, fixed before sampling")
         i = self.eps.index(eps)
         between = self.finite - self.close[i] - self.far[i]
         return Counts(self.close[i], between, self.far[i], self.nonfinite)

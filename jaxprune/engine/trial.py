@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -59,11 +60,11 @@ class Trial(NamedTuple):
     """What one trial yields; `()` arrays, `(trials,)` after batching.
 
     Attributes:
-      finite: every weight, and both ends of the bracket, are finite numbers.
+      finite: every weight and all numbers below are finite.
       lower: lower end of the gap's bracket.
       upper: upper end.
       sampled: largest distance over the sampled inputs alone.
-      mean_square: squared distance per output, averaged over those inputs.
+      rms: root of the squared distance per output, averaged over those inputs.
       target_correct: int32, labelled inputs that the target classifies correctly (0 if none).
       pruned_correct: the same for the pruned network.
     """
@@ -72,33 +73,31 @@ class Trial(NamedTuple):
     lower: jax.Array
     upper: jax.Array
     sampled: jax.Array
-    mean_square: jax.Array
+    rms: jax.Array
     target_correct: jax.Array
     pruned_correct: jax.Array
 
 
-def target(design: Design, numbers: Numbers, trial: TrialId) -> Params:
-    """The target's weights in one trial."""
+def target(design: Design, numbers: Numbers, trial: TrialId, layer_keys: Key) -> Params:
+    """The target's weights in one trial; `layer_keys` is `(l,)`."""
     if design.family is None:
         return jax.tree.map(lambda w: w[trial[1]], numbers.targets)
     return tuple(
         laws.sample(
             design.family,
             numbers.scales[i],
-            jax.random.bits(keys.trial_key(numbers.root, keys.WEIGHTS, i, trial), shape),
+            jax.random.bits(layer_keys[i], shape, jnp.uint32),
         )
         for i, shape in enumerate(design.network.weight_shapes)
     )
 
 
 def masks(
-    design: Design, numbers: Numbers, params: Params, trial: TrialId
+    design: Design, numbers: Numbers, params: Params, layer_keys: Key
 ) -> tuple[jax.Array | None, ...]:
     """One mask a layer, True where a weight is kept; None for a layer that is left alone."""
     return tuple(
-        design.pruning.mask(keys.trial_key(numbers.root, keys.MASK, i, trial), w, numbers.levels[i])
-        if pruned
-        else None
+        design.pruning.mask(layer_keys[i], w, numbers.levels[i]) if pruned else None
         for i, (w, pruned) in enumerate(zip(params, design.pruned, strict=True))
     )
 
@@ -106,22 +105,24 @@ def masks(
 def run_trial(design: Design, numbers: Numbers, trial: TrialId) -> Trial:
     """Samples, prunes and measures the pair of one trial."""
     network = design.network
-    params = target(design, numbers, trial)
-    removed = removed_part(params, masks(design, numbers, params, trial))
+    drawn = keys.trial_keys(numbers.root, keys.TRIAL_PURPOSES, len(network.layers), trial)
+    params = target(design, numbers, trial, drawn[keys.WEIGHTS])
+    chex.assert_shape(params, network.weight_shapes)
+    removed = removed_part(params, masks(design, numbers, params, drawn[keys.MASK]))
     if design.ball:
-        key = keys.trial_key(numbers.root, keys.INPUTS, 0, trial)
-        gap, sampled, mean_square = measure_ball(design.ball, key, network, params, removed)
+        key = drawn[keys.INPUTS, 0]
+        gap, sampled, rms = measure_ball(design.ball, key, network, params, removed)
     else:
-        gap, sampled, mean_square = measure_rows(numbers.rows, network, params, removed)
+        gap, sampled, rms = measure_rows(numbers.rows, network, params, removed)
     # A ReLU may hide an infinite weight from the outputs: look at the weights themselves.
-    finite = jnp.isfinite(gap.lower) & jnp.isfinite(gap.upper)
+    finite = jnp.all(jnp.isfinite(jnp.stack([*gap, sampled, rms])))
     for w in params:
         finite &= jnp.all(jnp.isfinite(w))
     correct = jnp.int32(0), jnp.int32(0)
     if numbers.labelled is not None:
         kept = tuple(w if p is None else w - p for w, p in zip(params, removed, strict=True))
         correct = tuple(_correct(network, ws, *numbers.labelled) for ws in (params, kept))
-    return Trial(finite, gap.lower, gap.upper, sampled, mean_square, *correct)
+    return Trial(finite, gap.lower, gap.upper, sampled, rms, *correct)
 
 
 def _correct(network, params, x, labels):

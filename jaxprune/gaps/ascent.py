@@ -11,8 +11,11 @@ import jax.numpy as jnp
 
 
 def lengths(d: jax.Array) -> jax.Array:
-    """Euclidean length of each row of `(n, ...)`."""
-    return jnp.sqrt(jnp.sum(d.reshape(len(d), -1) ** 2, axis=1))
+    """Euclidean length of each row of `(n, ...)`, without overflow or underflow of the squares."""
+    d = d.reshape(len(d), -1)
+    largest = jnp.max(jnp.abs(d), axis=1, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1.0)
+    return scale[:, 0] * jnp.sqrt(jnp.sum((d / scale) ** 2, axis=1))
 
 
 def largest(values: jax.Array) -> jax.Array:
@@ -43,7 +46,9 @@ def ascend(
 
     def value_and_gradient(x):
         d, pull = jax.vjp(difference, x)
-        return d, pull(d)[0]
+        # Only the direction of g counts; a small d squared would underflow on the way.
+        largest = jnp.max(jnp.abs(d))
+        return d, pull(d / jnp.where(largest > 0, largest, 1.0))[0]
 
     def step(carry, _):
         x, best = carry

@@ -5,9 +5,11 @@ removed part of `W` and `e` the difference of the hidden states, the recursion
 
     d = W e + P (h - e),    e' = s(a) - s(a - d)
 
-never subtracts nearly equal numbers.
+keeps the digits of d: no step subtracts two numbers that are large against their difference and
+are themselves rounded (`h - e` is the pruned network's state, and large whenever it matters).
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -38,6 +40,7 @@ def difference(network: Network, params: Params, removed: Removed, x: jax.Array)
     Returns:
       Array of shape `network.out_shape`.
     """
+    chex.assert_shape(x, network.in_shape)
     h, e = x, None  # e of None: no difference so far, whatever x
     d = None
     for layer, w, p in zip(network.layers, params, removed, strict=True):

@@ -1,5 +1,6 @@
 """The gap of one pair between a lower and an upper bound, over a domain of inputs."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,12 +44,12 @@ class Measurement(NamedTuple):
     Attributes:
       gap: the bracket.
       sampled: largest distance over the sampled inputs (unit ball) or all rows (data set).
-      mean_square: squared distance per output, averaged over the same inputs.
+      rms: root of the squared distance per output, averaged over the same inputs.
     """
 
     gap: Gap
     sampled: jax.Array
-    mean_square: jax.Array
+    rms: jax.Array
 
 
 def measure_ball(
@@ -68,7 +69,7 @@ def measure_ball(
     best, starts = jax.lax.top_k(values, domain.starts)
     lower = largest(ascend(at, x[starts], best, domain.steps))
     upper = telescoping_bound(network, params, removed)
-    return Measurement(Gap(lower, upper), largest(values), _mean_square(values, network))
+    return Measurement(Gap(lower, upper), largest(values), _rms(values, network))
 
 
 def measure_rows(
@@ -77,11 +78,11 @@ def measure_rows(
     """`max ||F - f||` over the rows `(n, *in_shape)`: both ends of the bracket are that number."""
     values = lengths(jax.vmap(lambda x: difference(network, params, removed, x))(rows))
     gap = largest(values)
-    return Measurement(Gap(gap, gap), gap, _mean_square(values, network))
+    return Measurement(Gap(gap, gap), gap, _rms(values, network))
 
 
-def _mean_square(values: jax.Array, network: Network) -> jax.Array:
-    outputs = 1
-    for side in network.out_shape:
-        outputs *= side
-    return jnp.mean(values**2) / outputs
+def _rms(values: jax.Array, network: Network) -> jax.Array:
+    # Scaled, lest squares underflow or overflow.
+    largest = jnp.max(values)
+    scale = jnp.where(largest > 0, largest, 1.0)
+    return scale * jnp.sqrt(jnp.mean((values / scale) ** 2) / math.prod(network.out_shape))

@@ -37,7 +37,7 @@ def telescoping_bound(network: Network, params: Params, removed: Removed) -> jax
     common = jnp.float32(network.activation.lipschitz ** (len(params) - 1))
     for i in range(len(params)):
         if i not in pruned:
-            common = common * norms["dense", i]
+            common = _times(common, norms["dense", i])
     b = jnp.stack([norms["removed", i] for i in pruned])
     one = jnp.float32(1.0)
     a = jnp.stack([norms.get(("dense", i), one) for i in pruned])
@@ -46,8 +46,17 @@ def telescoping_bound(network: Network, params: Params, removed: Removed) -> jax
     b, a, p = b[order], a[order], p[order]
     total = jnp.float32(0.0)
     for k in range(len(pruned)):
-        total = total + jnp.prod(p[:k]) * b[k] * jnp.prod(a[k + 1 :])
-    return common * total * (1.0 + 4 * (len(params) + 2) * 2.0**-24)
+        term = b[k]
+        for norm in (*p[:k], *a[k + 1 :]):
+            term = _times(term, norm)
+        total = total + term
+    return _times(common, total) * (1.0 + 4 * (len(params) + 2) * 2.0**-24)
+
+
+def _times(x, y):
+    """A product of norms that does not vanish by underflow."""
+    least = jnp.where((x > 0) & (y > 0), jnp.finfo(jnp.float32).tiny, 0.0)
+    return jnp.maximum(x * y, least)
 
 
 def _norm_bounds(network: Network, weights: dict) -> dict:

@@ -1,6 +1,7 @@
 """The result of `verify` as one self-contained HTML page, and the folder around it."""
 
 import base64
+import errno
 import html
 import io
 import itertools
@@ -11,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jaxprune.report import plots
-from jaxprune.report.words import caption, limits, number, plain, summary
+from jaxprune.report.words import caption, eps, limits, number, number_up, plain, summary
 
 _STYLE = """
 :root { color-scheme: light dark; --fg: #1c1c1c; --bg: #fff; --line: #d0d0d0; --soft: #f4f4f4; }
@@ -44,16 +45,24 @@ _COLUMNS = (
 
 def write_folder(result: dict[str, Any], folder: Path) -> None:
     """Writes `result.json` and `report.html` into a new or empty folder."""
+    text = page(result)
     folder.mkdir(exist_ok=True)
     write_json(result, folder / "result.json")
-    (folder / "report.html").write_text(page(result), "utf-8")
+    _write(text, folder / "report.html")
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
-    """Writes strict JSON; refuses, like `page`, to write over a file."""
-    with path.open("x", encoding="utf-8") as file:
-        json.dump(result, file, allow_nan=False, ensure_ascii=False, indent=1)
-        file.write("\n")
+    """Writes strict JSON to a new file."""
+    _write(json.dumps(result, allow_nan=False, ensure_ascii=False, indent=1) + "\n", path)
+
+
+def _write(text, path):
+    """To a new file, which appears whole or not at all."""
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, "exists", str(path))
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, "utf-8")
+    part.replace(path)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -109,17 +118,16 @@ def _table(cells):
     head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     rows = []
     for cell in cells:
-        eps = number(cell["eps"]) + (" *" if cell["eps_source"] == "theorem" else "")
         values = [
             cell["network"],
             cell["pruning"],
             cell["amount"],
             f"{100 * cell['sparsity']:.3g} %",
-            eps,
+            eps(cell),
             number(cell["delta"]),
             *(cell[key] for key in ("trials", "close", "between", "far", "nonfinite")),
             *limits(cell),
-            number(cell["certified_eps"]),
+            number_up(cell["certified_eps"]),
         ]
         verdict = _text(cell["verdict"])
         body = "".join(f"<td>{_text(value)}</td>" for value in values)

@@ -17,7 +17,7 @@ VERDICT_MARKERS = {
 
 
 def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
-    """Brackets of the gap by width, one colour an amount.
+    """Brackets of the gap by width, one colour a pruning and amount.
 
     Bars run from the 5 % quantile of the lower bound to the 95 % quantile of the upper; markers
     are the medians of the two. Lines: certified epsilon (dashed) and, for one input, the typical
@@ -27,12 +27,11 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
       ax: to draw on.
       cells: of one experiment; several cells of one case are drawn once.
     """
-    cases = {(cell["amount"], cell["network"]): cell for cell in cells}.values()
-    amounts = list(dict.fromkeys(cell["amount"] for cell in cases))
-    for i, amount in enumerate(amounts):
-        group = sorted((c for c in cases if c["amount"] == amount), key=_width)
-        # Amounts side by side at each width.
-        x = [_width(c) * 1.06 ** (i - (len(amounts) - 1) / 2) for c in group]
+    series = _series(cells, "pruning", "amount")
+    for i, (name, group) in enumerate(series.items()):
+        group = sorted({c["network"]: c for c in group}.values(), key=_width)
+        # Side by side at each width.
+        x = [_width(c) * 1.06 ** (i - (len(series) - 1) / 2) for c in group]
         color, marker = f"C{i}", MARKERS[i % len(MARKERS)]
         low = _quantiles(group, "gap_lower_quantiles", "0.05")
         high = _quantiles(group, "gap_upper_quantiles", "0.95")
@@ -45,7 +44,7 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
                 color=color,
                 mfc=color if filled else "none",
                 ms=5,
-                label=f"{amount}: median {side} bound",
+                label=f"{name}: median {side} bound",
             )
         for key, style, label in (
             ("certified_eps", "--", "certified ε"),
@@ -53,12 +52,10 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
         ):
             if all(cell[key] is not None for cell in group):
                 y = [c[key] if key == "certified_eps" else _typical(c) for c in group]
-                ax.plot(
-                    [_width(c) for c in group], y, style, color=color, label=f"{amount}: {label}"
-                )
+                ax.plot([_width(c) for c in group], y, style, color=color, label=f"{name}: {label}")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    widths = sorted({_width(cell) for cell in cases})
+    widths = sorted({_width(cell) for cell in cells})
     ax.set_xticks(widths, [str(w) for w in widths])
     ax.set_xlabel("width (channels)" if "conv" in cells[0]["network"] else "width (neurons)")
     ax.set_ylabel("gap, ‖F(x) − f(x)‖")
@@ -68,15 +65,15 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
 
 
 def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
-    """Brackets of the gap of trained networks by sparsity, one colour a pruning method.
+    """Brackets of the gap of trained networks by sparsity, one colour a method, domain, network.
 
     Bars and markers as in `gap_against_width`; text gives the change in accuracy.
     """
-    methods = list(dict.fromkeys(cell["pruning"] for cell in cells))
-    for i, method in enumerate(methods):
-        group = {c["sparsity"]: c for c in cells if c["pruning"] == method}
+    series = _series(cells, "pruning", "domain", "network")
+    for i, (name, group) in enumerate(series.items()):
+        group = {c["sparsity"]: c for c in group}
         group = [group[q] for q in sorted(group)]
-        x = [100 * c["sparsity"] + 1.6 * (i - (len(methods) - 1) / 2) for c in group]
+        x = [100 * c["sparsity"] + 1.6 * (i - (len(series) - 1) / 2) for c in group]
         color, marker = f"C{i}", MARKERS[i % len(MARKERS)]
         low = _quantiles(group, "gap_lower_quantiles", "0.05")
         high = _quantiles(group, "gap_upper_quantiles", "0.95")
@@ -89,7 +86,7 @@ def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
                 color=color,
                 mfc=color if filled else "none",
                 ms=5,
-                label=f"{method}: median {side} bound",
+                label=f"{name}: median {side} bound",
             )
         for xi, yi, cell in zip(x, high, group, strict=True):
             if math.isfinite(yi) and cell["accuracy_change"] is not None:
@@ -105,7 +102,7 @@ def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     ax.set_yscale("log")
     ax.margins(x=0.15, y=0.12)
     ax.set_xlabel("sparsity of the pruned layers (%)")
-    ax.set_ylabel(f"gap over the {cells[0]['domain']} (logits)")
+    ax.set_ylabel("gap (logits)")
     _title(ax, f"{cells[0]['experiment']}; change in accuracy")
     ax.legend(fontsize=6.5)
     return ax
@@ -113,11 +110,12 @@ def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
 
 def survival(ax: Axes, cell: dict[str, Any]) -> Axes:
     """P(gap > t) of one case, between the curves of the lower and the upper bound."""
-    for side, style in (("lower", "-"), ("upper", "--")):
+    # Between two quantiles the lower curve takes the smaller share, the upper the larger.
+    for side, style, where in (("lower", "-", "pre"), ("upper", "--", "post")):
         quantiles = cell[f"gap_{side}_quantiles"].items()
         points = [(v, 1 - float(p)) for p, v in quantiles if v is not None]
         values, shares = [v for v, _ in points], [share for _, share in points]
-        ax.step(values, shares, style, where="post", label=f"{side} bound")
+        ax.step(values, shares, style, where=where, label=f"{side} bound")
     ax.axhline(cell["delta"], color="grey", lw=0.8, ls=":", label=f"δ = {cell['delta']:g}")
     ax.set_xscale("log")
     ax.set_xlabel("t")
@@ -150,6 +148,15 @@ def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     ax.set_ylabel("claim, in the order of the table")
     ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return ax
+
+
+def _series(cells, *keys):
+    """Cells by those of the keys in which they differ; the name of a series is their values."""
+    varying = [key for key in keys if len({cell[key] for cell in cells}) > 1] or keys[:1]
+    series: dict[str, list] = {}
+    for cell in cells:
+        series.setdefault(" ".join(cell[key].split(",")[0] for key in varying), []).append(cell)
+    return series
 
 
 def _title(ax, text):

@@ -10,8 +10,10 @@ from rich.text import Text
 
 from jaxprune.report.words import (
     caption,
+    eps,
     limits,
     number,
+    number_up,
     plain,
     summary,
     target,
@@ -56,11 +58,11 @@ def _table(cells):
         counts = (cell[key] for key in ("close", "between", "far", "nonfinite"))
         table.add_row(
             Text("" if case == last else case),
-            number(cell["eps"]) + (" *" if cell["eps_source"] == "theorem" else "  "),
+            eps(cell) if cell["eps_source"] == "theorem" else f"{eps(cell)}  ",
             number(cell["delta"]),
             "/".join(str(count) for count in counts),
             "–".join(limits(cell)),
-            number(cell["certified_eps"]),
+            number_up(cell["certified_eps"]),
             Text(cell["verdict"], style=STYLES.get(cell["verdict"], "")),
         )
         last = case

@@ -15,6 +15,21 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
+def number_up(value: float | None) -> str:
+    """Three significant digits, rounded up: what is certified stays certified as printed."""
+    if not value:
+        return number(value)
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return number(value) if value <= float(number(value)) else number(value + step)
+
+
+def eps(cell: dict[str, Any]) -> str:
+    """A cell's ε; the theorem's is rounded up and starred."""
+    if cell["eps_source"] == "theorem":
+        return number_up(cell["eps"]) + " *"
+    return f"{cell['eps']:g}"
+
+
 def limits(cell: dict[str, Any]) -> tuple[str, str]:
     """Both limits of P(gap ≤ ε), three decimals rounded outward."""
     low, high = 1000 * cell["p_low"], 1000 * cell["p_high"]
@@ -28,16 +43,17 @@ def target(cell: dict[str, Any]) -> str:
 
 def caption(result: dict[str, Any]) -> list[str]:
     """What the columns mean, with every confidence in words."""
-    percent = f"{100 * result['plan']['confidence']:g} %"
+    percent = f"{100 * result['plan']['confidence']:.12g} %"
     return [
-        "Claim of each row: P(gap ≤ ε) ≥ 1 − δ, the gap being sup ‖F(x) − f(x)‖ over the unit ball "
-        "(or the test images).",
-        "Trials: close, proved upper bound ≤ ε; between, the bracket leaves it open; far, lower "
-        "bound > ε; nonfinite counts for neither.",
-        f"P(gap ≤ ε): exact one-sided limits (Clopper–Pearson), {percent} confidence each. "
-        "*: ε is the theorem's certified one.",
-        f"Verdicts (Holm over all {len(result['cells'])} claims): with {percent} confidence none "
-        f"is wrongly said to hold, with {percent} none to be violated.",
+        "Claim of each row: P(gap ≤ ε) ≥ 1 − δ. Gap: sup ‖F(x) − f(x)‖ over the unit ball, or the "
+        "largest over the test images. P: over weights (or trainings) and masks; images are fixed.",
+        "Trials: close, upper bound ≤ ε (proved on the unit ball, float32 on images); far, a "
+        "float32 distance > ε; between, neither, or within 10⁻⁴ of ε; nonfinite. The last two "
+        "count against either verdict.",
+        f"P(gap ≤ ε): one-sided Clopper–Pearson limits from these counts, {percent} confidence "
+        "each. *: ε is the theorem's; certified ε is rounded up.",
+        f"Verdicts (Holm over all {len(result['cells'])} claims, which may share trials): with "
+        f"{percent} confidence none is wrongly said to hold, with {percent} none to be violated.",
     ]
 
 

@@ -120,7 +120,7 @@ class Plan:
       delta: the claim is P(gap <= eps) >= 1 - delta.
       confidence: of every limit and of the verdicts together.
       cases: in the order of the report.
-      source: the plan as plain data, defaults of the command line included.
+      source: the plan as plain data, with the command line's values and defaults filled in.
     """
 
     title: str
@@ -161,7 +161,7 @@ def load(path: Path | None = None, *, trials: int | None = None, seed: int | Non
             raise ValueError(f"plan = {str(path)!r}: {reason}") from None
     try:
         source = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"plan = {str(path)!r}: not TOML: {str(error)[:200]}") from None
     return parse(source, trials=trials, seed=seed)
 
@@ -192,6 +192,7 @@ def parse(source: Mapping[str, Any], *, trials: int | None = None, seed: int | N
         if len(cases) > MAX_CASES:
             raise ValueError(f"experiment {i}: the plan has more than {MAX_CASES} cases")
     title = _text("title", source.get("title", "Untitled plan"))
+    source |= {"title": title, "seed": seed, "delta": delta, "confidence": confidence}
     return Plan(title, seed, delta, confidence, tuple(cases), source)
 
 
@@ -232,6 +233,8 @@ def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
                 certificate = bounds.certify(
                     network, targets, method, amount, layers=layers, delta=delta
                 )
+            if THEOREM in asked and not certificate.eps:
+                raise ValueError(f"eps = {THEOREM!r}: {amount} removes nothing, eps would be 0")
             eps = tuple((certificate.eps, THEOREM) if e == THEOREM else (e, "asked") for e in asked)
             cases.append(
                 Case(

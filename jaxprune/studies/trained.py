@@ -123,7 +123,9 @@ def initial(network: Network, recipe: Recipe, root: Key, trial: TrialId) -> Para
         laws.sample(
             recipe.law.family,
             recipe.law.scale(*layer.fans),
-            jax.random.bits(keys.trial_key(root, keys.TRAINING, i, trial), layer.weight_shape),
+            jax.random.bits(
+                keys.trial_key(root, keys.TRAINING, i, trial), layer.weight_shape, jnp.uint32
+            ),
         )
         for i, layer in enumerate(network.layers)
     )

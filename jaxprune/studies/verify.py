@@ -94,9 +94,9 @@ def verify(plan: Plan, progress: Callable[[Progress], None] | None = None) -> di
         finally:
             compiler.shutdown(cancel_futures=True)
     return {
-        "plan": {"hash": plan.hash, **_plain(plan.source), **_decided(plan)},
+        "plan": {"hash": plan.hash, **_plain(plan.source)},
         "environment": environment(plan.seed),
-        "cells": _cells(plan, tallies, seconds),
+        "cells": _cells(plan, runs, tallies, seconds),
     }
 
 
@@ -119,15 +119,6 @@ def environment(seed: int) -> dict[str, Any]:
     }
 
 
-def _decided(plan):
-    return {
-        "title": plan.title,
-        "seed": plan.seed,
-        "delta": plan.delta,
-        "confidence": plan.confidence,
-    }
-
-
 def _trainings(plan: Plan) -> dict[tuple, int]:
     """How many networks to train for each (network, recipe)."""
     jobs: dict[tuple, int] = {}
@@ -144,13 +135,20 @@ def _design(case: Case) -> engine.Design:
     return engine.Design(case.network, family, case.pruning, case.pruned, ball)
 
 
+def _inputs(case: Case) -> int:
+    """How many inputs pass through a case's network at once."""
+    images = 0 if isinstance(case.targets, Law) else len(trained.digits().test_x)
+    return max(images, case.ball.samples)
+
+
 def _check_memory(case: Case) -> None:
-    memory.check(_design(case), case.ball.samples, jax.devices()[0])
+    targets = 0 if isinstance(case.targets, Law) else case.trials
+    memory.check(_design(case), _inputs(case), jax.devices()[0], targets)
 
 
 def _seconds(case: Case) -> float:
     """Rough time of a case, for the share that the progress bar gives it."""
-    return 2.0 + 6e-10 * memory.trial_bytes(_design(case), case.ball.samples) * case.trials
+    return 2.0 + 6e-10 * memory.trial_bytes(_design(case), _inputs(case)) * case.trials
 
 
 def _prepare(case: Case, seed: int, trained_targets: dict[tuple, Params]) -> engine.Run:
@@ -174,7 +172,9 @@ def _prepare(case: Case, seed: int, trained_targets: dict[tuple, Params]) -> eng
     )
 
 
-def _cells(plan: Plan, tallies: list[Tally], seconds: list[float]) -> list[dict]:
+def _cells(
+    plan: Plan, runs: list[engine.Run], tallies: list[Tally], seconds: list[float]
+) -> list[dict]:
     claims = [
         Claim(tally.counts(eps), plan.delta)
         for case, tally in zip(plan.cases, tallies, strict=True)
@@ -182,7 +182,7 @@ def _cells(plan: Plan, tallies: list[Tally], seconds: list[float]) -> list[dict]
     ]
     decisions = iter(judge(claims, plan.confidence))
     cells = []
-    for case, tally, spent in zip(plan.cases, tallies, seconds, strict=True):
+    for case, run, tally, spent in zip(plan.cases, runs, tallies, seconds, strict=True):
         facts = _facts(case, tally)
         for eps, source in case.eps:
             counts, decision = tally.counts(eps), next(decisions)
@@ -196,6 +196,7 @@ def _cells(plan: Plan, tallies: list[Tally], seconds: list[float]) -> list[dict]
                     "trials": tally.trials,
                     **counts._asdict(),
                     **decision._asdict(),
+                    "block": run.block,
                     "seconds": spent,
                 }
             )
