@@ -32,20 +32,7 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
         group = sorted({c["network"]: c for c in group}.values(), key=_width)
         # Side by side at each width.
         x = [_width(c) * 1.06 ** (i - (len(series) - 1) / 2) for c in group]
-        color, marker = f"C{i}", MARKERS[i % len(MARKERS)]
-        low = _quantiles(group, "gap_lower_quantiles", "0.05")
-        high = _quantiles(group, "gap_upper_quantiles", "0.95")
-        ax.vlines(x, low, high, color=color, lw=1.2, alpha=0.8)
-        for side, filled in (("lower", True), ("upper", False)):
-            ax.plot(
-                x,
-                _quantiles(group, f"gap_{side}_quantiles", "0.5"),
-                marker,
-                color=color,
-                mfc=color if filled else "none",
-                ms=5,
-                label=f"{name}: median {side} bound",
-            )
+        color = _brackets(ax, x, group, name, i)
         for key, style, label in (
             ("certified_eps", "--", "certified ε"),
             ("mean_squared_gap_infinite_width", ":", "one input, infinite width"),
@@ -74,21 +61,9 @@ def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
         group = {c["sparsity"]: c for c in group}
         group = [group[q] for q in sorted(group)]
         x = [100 * c["sparsity"] + 1.6 * (i - (len(series) - 1) / 2) for c in group]
-        color, marker = f"C{i}", MARKERS[i % len(MARKERS)]
-        low = _quantiles(group, "gap_lower_quantiles", "0.05")
-        high = _quantiles(group, "gap_upper_quantiles", "0.95")
-        ax.vlines(x, low, high, color=color, lw=1.2, alpha=0.8)
-        for side, filled in (("lower", True), ("upper", False)):
-            ax.plot(
-                x,
-                _quantiles(group, f"gap_{side}_quantiles", "0.5"),
-                marker,
-                color=color,
-                mfc=color if filled else "none",
-                ms=5,
-                label=f"{name}: median {side} bound",
-            )
-        for xi, yi, cell in zip(x, high, group, strict=True):
+        color = _brackets(ax, x, group, name, i)
+        tops = _quantiles(group, "gap_upper_quantiles", "0.95")
+        for xi, yi, cell in zip(x, tops, group, strict=True):
             if math.isfinite(yi) and cell["accuracy_change"] is not None:
                 ax.annotate(
                     f"{100 * cell['accuracy_change']:+.1f} pt",
@@ -148,6 +123,25 @@ def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     ax.set_ylabel("claim, in the order of the table")
     ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return ax
+
+
+def _brackets(ax, x, cells, name, i):
+    """Bars and medians of one series; returns its colour."""
+    color, marker = f"C{i}", MARKERS[i % len(MARKERS)]
+    low = _quantiles(cells, "gap_lower_quantiles", "0.05")
+    high = _quantiles(cells, "gap_upper_quantiles", "0.95")
+    ax.vlines(x, low, high, color=color, lw=1.2, alpha=0.8)
+    for side, filled in (("lower", True), ("upper", False)):
+        ax.plot(
+            x,
+            _quantiles(cells, f"gap_{side}_quantiles", "0.5"),
+            marker,
+            color=color,
+            mfc=color if filled else "none",
+            ms=5,
+            label=f"{name}: median {side} bound",
+        )
+    return color
 
 
 def _series(cells, *keys):

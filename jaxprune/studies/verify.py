@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -106,7 +107,7 @@ def environment(seed: int) -> dict[str, Any]:
     return {
         "jaxprune": jaxprune.__version__,
         "jax": jax.__version__,
-        "jaxlib": jax.lib.__version__,
+        "jaxlib": metadata.version("jaxlib"),
         "numpy": np.__version__,
         "scipy": scipy.__version__,
         "python": platform.python_version(),
