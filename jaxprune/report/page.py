@@ -38,8 +38,8 @@ figure { margin: 1rem 0; } .plots { display: grid; gap: 1rem;
 """
 
 _COLUMNS = (
-    "target", "pruning", "amount", "sparsity", "ε", "δ", "trials", "close", "between", "far",
-    "nonfinite", "P(gap ≤ ε) from", "to", "certified ε", "verdict",
+    "target", "pruning", "amount", "ε", "verdict", "P(gap ≤ ε) from", "to", "certified ε", "δ",
+    "trials", "close", "between", "far", "nonfinite", "sparsity",
 )  # fmt: skip
 
 
@@ -118,20 +118,26 @@ def _table(cells):
     head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     rows = []
     for cell in cells:
+        verdict = cell["verdict"]
         values = [
             cell["network"],
             cell["pruning"],
             cell["amount"],
-            f"{100 * cell['sparsity']:.3g} %",
             eps(cell),
-            number(cell["delta"]),
-            *(cell[key] for key in ("trials", "close", "between", "far", "nonfinite")),
+            verdict,
             *limits(cell),
             number_up(cell["certified_eps"]),
+            number(cell["delta"]),
+            *(cell[key] for key in ("trials", "close", "between", "far", "nonfinite")),
+            f"{100 * cell['sparsity']:.3g} %",
         ]
-        verdict = _text(cell["verdict"])
-        body = "".join(f"<td>{_text(value)}</td>" for value in values)
-        rows.append(f"<tr>{body}<td class='{verdict}'>{verdict}</td></tr>")
+        body = "".join(
+            f"<td class='{_text(verdict)}'>{_text(value)}</td>"
+            if value is verdict
+            else f"<td>{_text(value)}</td>"
+            for value in values
+        )
+        rows.append(f"<tr>{body}</tr>")
     return f"<div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
