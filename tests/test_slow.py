@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
+from test_gaps import difference64
 
 from jaxprune import activations, engine, gaps, laws, networks, pruning
 from jaxprune.engine import GUARD
 from jaxprune.gaps import UnitBall
 from jaxprune.pruning import Count, Fraction, Sublinear
+from jaxprune.studies import trained
+from jaxprune.studies.trained import Recipe
 
 pytestmark = pytest.mark.slow
 
@@ -152,3 +155,26 @@ def test_the_guard_band_covers_the_rounding_of_lower_bounds(width):
         exact = c @ (np.maximum(b @ h, 0) - np.maximum((b - removed) @ h, 0))
         errors.append(abs(got.max() / np.linalg.norm(exact, axis=0).max() - 1))
     assert max(errors) < GUARD / 10
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        networks.dense((64, 64, 64, 10)),
+        networks.convolutional((1, 8, 16), 8, strides=(2, 1), outputs=10),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("q", [0.2, 0.8])
+def test_the_guard_band_covers_trained_networks_on_images(network, q):
+    """The largest distance over the test images of 16 trained networks, against float64."""
+    params = trained.train(network, Recipe(), 16)
+    images = trained.as_inputs(network, trained.digits().test_x)
+    run = engine.prepare(network, params, pruning.magnitude, Fraction(q), trials=16, domain=images)
+    got = np.concatenate([block.lower for _, block in engine.run_blocks(run)])
+    for i in range(16):
+        ws = tuple(w[i] for w in params)
+        level = pruning.magnitude.level(Fraction(q), ws[1].size)
+        masks = (None, pruning.magnitude.mask(None, ws[1], level), None)
+        exact = np.linalg.norm(difference64(network, ws, masks, images), axis=1).max()
+        assert got[i] == pytest.approx(exact, rel=GUARD / 10)
