@@ -13,8 +13,8 @@ layer (those of least magnitude, or as many at random) and measures the gap of t
            the best 8, and an upper bound.
 
 The loop is written to be hard to beat: it carries the difference through the layers as the engine
-does (4 products for 64 points, not 6), uses one forward pass for a step of the ascent (the engine
-uses two), writes the gradient out by hand, and draws from PCG64 (SFC64 is equal within 5 %). It
+does (4 products for 64 points, not 6), uses one forward pass for a step of the ascent, writes the
+gradient out by hand, and draws from PCG64 (SFC64 is equal within 5 %). It
 runs in one process with one BLAS thread or all of them, whichever proves faster before timing (the
 JSON file says which). Its upper bound comes from the singular values of `numpy.linalg.svd` in
 float32, which prove nothing where the engine's bound is a theorem; eigenvalues of `W^T W` would
