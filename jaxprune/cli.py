@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxprune import report
+from jaxprune import __version__, report
 from jaxprune.engine.tally import BrokenBracket
 from jaxprune.studies import plan as plans
 from jaxprune.studies.verify import verify
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         description="How far is a pruned network from the network it was pruned from, and with "
         "what probability?",
     )
+    top.add_argument("--version", action="version", version=f"jaxprune {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
         "verify",

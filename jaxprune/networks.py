@@ -183,6 +183,7 @@ def dense(widths: Sequence[int], activation: Activation = activations.relu) -> N
     if len(widths) < 2:
         raise ValueError(f"widths = {tuple(widths)!r}: at least two widths are needed")
     widths = [validation.integer("width", d, 1) for d in widths]
+    _check_activation(activation)
     layers = tuple(Dense(a, b) for a, b in itertools.pairwise(widths))
     return _checked(Network(layers, activation, (widths[0],)))
 
@@ -214,6 +215,7 @@ def convolutional(
     if len(channels) < 2:
         raise ValueError(f"channels = {tuple(channels)!r}: at least two numbers are needed")
     channels = [validation.integer("channels", c, 1) for c in channels]
+    _check_activation(activation)
     side = validation.integer("size", size, 1)
     kernel = validation.integer("kernel", kernel, 1)
     validation.choice("padding", padding, PADDINGS)
@@ -232,6 +234,11 @@ def convolutional(
         outputs = validation.integer("outputs", outputs, 1)
         layers.append(Dense(math.prod(layers[-1].out_shape), outputs))
     return _checked(Network(tuple(layers), activation, (channels[0], size, size)))
+
+
+def _check_activation(activation) -> None:
+    needed = "relu, tanh, identity or leaky_relu(slope) of this package"
+    validation.instance("activation", activation, Activation, needed)
 
 
 def _checked(network: Network) -> Network:

@@ -41,6 +41,13 @@ def real(name: str, value: Any, low: float, high: float, *, open: bool = True) -
     return number
 
 
+def instance(name: str, value: Any, kind: type, needed: str) -> Any:
+    """`value` if it is a `kind`; `needed` says in words what is."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} = {str(value)[:60]!r}: {needed} is needed")
+    return value
+
+
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """`value` if it is one of `allowed`; otherwise an error that suggests the nearest."""
     names = list(allowed)

@@ -522,6 +522,10 @@ def test_given_targets_rows_and_accuracy():
         ({"eps": [0.0]}, "eps"),
         ({"eps": 0.5}, "eps"),
         ({"amount": 0.3}, "amount"),
+        ({"pruning": "random"}, "pruning"),
+        ({"targets": "uniform"}, "no text"),
+        ({"targets": 3}, "targets"),
+        ({"domain": "unit ball"}, "no text"),
         ({"layers": 5}, "layers"),
         ({"labelled": (np.zeros((5, 4)), np.full(5, 4))}, "labels"),
         ({"labelled": (np.zeros((5, 4)), np.full(5, -1))}, "labels"),
@@ -598,6 +602,14 @@ def test_tallies_merge_to_the_same_in_any_order_and_grouping():
                 assert a == b, name
     for e in eps:
         assert sum(whole.counts(e)) == n
+    low, high = whole.gap_quantile(0.5)
+    finite = (
+        np.where(trials.finite, trials.lower, np.inf),
+        np.where(trials.finite, trials.upper, np.inf),
+    )
+    assert low <= np.sort(finite[0])[n // 2 - 1] <= low * 1.01
+    assert high / 1.01 <= np.sort(finite[1])[n // 2 - 1] <= high
+    assert len(repr(whole)) < 300
     assert (Tally(eps) + whole).close == whole.close
     with pytest.raises(ValueError, match="eps"):
         whole + Tally((1.0,))

@@ -121,6 +121,8 @@ def test_equal_networks_share_compiled_programs():
         (lambda: networks.dense((4, -1)), "width"),
         (lambda: networks.dense((4, 2.0)), "width"),
         (lambda: networks.dense((4, True)), "width"),
+        (lambda: networks.dense((4, 4), "tanh"), "activation"),
+        (lambda: networks.convolutional((3, 4), 8, activation=jnp.tanh), "activation"),
         (lambda: networks.dense((2**20, 2**20)), "dense1"),
         (lambda: networks.convolutional((3,), 8), "channels"),
         (lambda: networks.convolutional((3, 4), 2), "kernel"),

@@ -220,7 +220,7 @@ def test_a_whole_plan_is_rarely_wrong():
 @pytest.mark.parametrize(
     ("claims", "confidence", "named"),
     [
-        ([Claim(Counts(1, 0, 0, 0), 0.0)], 0.99, "p = 0"),
+        ([Claim(Counts(1, 0, 0, 0), 0.0)], 0.99, "delta = 0"),
         ([Claim(Counts(1, 0, 0, 0), 0.5)], 1.0, "confidence"),
         ([Claim(Counts(-1, 0, 0, 0), 0.5)], 0.99, "trials"),
     ],

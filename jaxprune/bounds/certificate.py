@@ -80,6 +80,7 @@ def certify(
     Raises:
       ValueError: another pruning method, or a number or a name out of range.
     """
+    validation.instance("law", law, Law, "uniform(...) or normal(...)")
     method = random_matrices.method_name(pruning)
     delta = validation.real("delta", delta, 0.0, 1.0)
     removed = [

@@ -83,8 +83,12 @@ def prepare(
     """Checks a simulation's arguments and sizes its blocks; `simulate` documents them."""
     trials = validation.integer("trials", trials, 1, keys.MAX_TRIALS)
     root = keys.root_key(seed)
-    if not isinstance(amount, Amount):
-        raise ValueError(f"amount = {amount!r}: Fraction, Sublinear or Count is needed")
+    validation.instance("network", network, Network, "a network from dense or convolutional")
+    validation.instance("pruning", pruning, Pruning, "magnitude, random or bernoulli")
+    validation.instance("amount", amount, Amount, "Fraction, Sublinear or Count")
+    validation.instance("targets", targets, Law | Sequence, "a law, or one array a layer,")
+    if isinstance(targets, str) or isinstance(domain, str):
+        raise ValueError(f"targets or domain = {targets!r}, {domain!r}: no text is allowed")
     pruned = networks.select_layers(network, layers)
     levels = [
         pruning.level(amount, count) if chosen else 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from jaxprune import validation
 from jaxprune.engine.trial import Trial
 from jaxprune.statistics import Counts
 
@@ -115,14 +116,14 @@ class Tally:
     close: tuple[int, ...] = ()
     far: tuple[int, ...] = ()
     nonfinite: int = 0
-    lower: Histogram = field(default_factory=Histogram)
-    upper: Histogram = field(default_factory=Histogram)
-    sampled: Histogram = field(default_factory=Histogram)
-    mean_square: ExactSum = ExactSum()
-    mean_fourth: ExactSum = ExactSum()
+    lower: Histogram = field(default_factory=Histogram, repr=False)
+    upper: Histogram = field(default_factory=Histogram, repr=False)
+    sampled: Histogram = field(default_factory=Histogram, repr=False)
+    mean_square: ExactSum = field(default=ExactSum(), repr=False)
+    mean_fourth: ExactSum = field(default=ExactSum(), repr=False)
     target_correct: int = 0
     pruned_correct: int = 0
-    worst: tuple[tuple[float, int], ...] = ()
+    worst: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
     @staticmethod
     def of(eps: Sequence[float], ids: Sequence[int], trials: Trial) -> "Tally":
@@ -201,6 +202,17 @@ class Tally:
         i = self.eps.index(eps)
         between = self.finite - self.close[i] - self.far[i]
         return Counts(self.close[i], between, self.far[i], self.nonfinite)
+
+    def gap_quantile(self, p: float) -> tuple[float, float]:
+        """The p-quantile of the trials' gaps: of their lower bounds, and of their upper.
+
+        Estimates, to 0.8 %, rounded outward; non-finite trials count as infinite.
+        """
+        p = validation.real("p", p, 0.0, 1.0, open=False)
+        return (
+            self.lower.quantile(p, self.trials, above=False),
+            self.upper.quantile(p, self.trials, above=True),
+        )
 
     def mean_squared_gap(self) -> tuple[float, float]:
         """Mean over the finite trials of the mean squared gap per output, and its standard error.

@@ -102,7 +102,9 @@ def _plots(cells):
     trained = cells[0]["training"] is not None
     draw = plots.gap_against_sparsity if trained else plots.gap_against_width
     yield _figure(lambda ax: draw(ax, cells), "Gap")
-    yield _figure(lambda ax: plots.survival(ax, cells[-1]), "Survival curve of the last case")
+    yield _figure(
+        lambda ax: plots.survival(ax, cells[-1]), "Survival curve of the last case of the table"
+    )
 
 
 def _figure(draw, name, width=6.4, height=4.2):

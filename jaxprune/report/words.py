@@ -50,6 +50,7 @@ def caption(result: dict[str, Any]) -> list[str]:
         "Trials: close, upper bound ≤ ε (proved on the unit ball, float32 on images); far, a "
         "float32 distance > ε; between, neither, or within 10⁻⁴ of ε; nonfinite. The last two "
         "count against either verdict.",
+        "Where most trials are between, more trials will not decide: the bracket is too wide.",
         f"P(gap ≤ ε): one-sided Clopper–Pearson limits from these counts, {percent} confidence "
         "each. *: ε is the theorem's; certified ε is rounded up.",
         f"Verdicts (Holm over all {len(result['cells'])} claims, which may share trials): with "

@@ -73,6 +73,9 @@ def judge(claims: Sequence[Claim], confidence: float = 0.99) -> list[Decision]:
       ValueError: confidence, delta or a count out of range.
     """
     alpha = 1.0 - validation.real("confidence", confidence, 0.0, 1.0)
+    for claim in claims:
+        validation.instance("claim", claim, Claim, "a Claim(counts, delta) in a list")
+        validation.real("delta", claim.delta, 0.0, 1.0)
     counts = [claim.counts for claim in claims]
     trials = [sum(c) for c in counts]
     not_close = [c.between + c.far + c.nonfinite for c in counts]

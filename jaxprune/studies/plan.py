@@ -35,23 +35,23 @@ PLAN_KEYS = ("title", "seed", "delta", "confidence", "trials", "experiment")
 EXPERIMENT_KEYS = {
     "title": "heading in the table",
     "network": "dense or convolutional",
-    "widths": "dense: one list of widths, input to output, a network",
-    "channels": "convolutional: one list of channels, input to last convolution, a network",
+    "widths": "dense: widths, input to output; a list, or a list of lists, one a network",
+    "channels": "convolutional: channels, input to last convolution; likewise",
     "size": "convolutional: side of the input image",
     "kernel": "convolutional: side of the kernels (3)",
     "strides": "convolutional: one number, or one a convolution (1)",
     "padding": "convolutional: SAME, VALID or CIRCULAR (SAME)",
     "outputs": "convolutional: width of a dense read-out (none)",
     "activation": "relu, leaky_relu, tanh or identity (relu)",
-    "slope": "leaky_relu: slope below 0 (0.01)",
+    "slope": "leaky_relu: slope below 0, from 0 to 1 (0.01)",
     "law": "uniform or normal weights",
     "scaling": "max (the paper's), he, glorot or lecun (max)",
     "gain": "factor on the weights, the paper's K under max (1)",
     "data": "digits: targets are trained on them instead of sampled from a law",
     "training": "data: a table of steps, batch, learning_rate, weight_decay",
     "pruning": "magnitude, random or bernoulli; one or a list",
-    "alpha": "amounts: floor(D^(1 - alpha)) of each pruned layer",
-    "sparsity": "amounts: this fraction of each pruned layer",
+    "alpha": "amounts: floor(D^(1 - alpha)) of each pruned layer's D weights; one or a list",
+    "sparsity": "amounts: this fraction of each pruned layer; joins alpha and count if given",
     "count": "amounts: this many weights of each pruned layer",
     "layers": "middle, all, or a list of names such as dense2 (middle)",
     "domain": f"{UNIT_BALL}, or {TEST_IMAGES} with data; one or a list ({UNIT_BALL})",
@@ -214,7 +214,9 @@ def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
     ball = UnitBall(**{k: source[k] for k in ("samples", "starts", "steps") if k in source})
     trials = validation.integer("trials", source.get("trials", trials), 1, keys.MAX_TRIALS)
     asked = [
-        e if e == THEOREM else validation.real("eps", e, 0.0, float("inf"))
+        validation.choice("eps", e, ("a number", THEOREM))
+        if isinstance(e, str)
+        else validation.real("eps", e, 0.0, float("inf"))
         for e in _list(_needed(source, "eps"))
     ]
     if THEOREM in asked and isinstance(targets, Recipe):

@@ -228,9 +228,11 @@ def _facts(case: Case, tally: Tally) -> dict[str, Any]:
         "sparsity": removed / prunable,
         "domain": case.domain,
         "certified_eps": case.certificate.eps if case.certificate else None,
-        "gap_lower_quantiles": _quantiles(tally.lower, tally.trials, above=False),
-        "gap_upper_quantiles": _quantiles(tally.upper, tally.trials, above=True),
-        "sampled_gap_quantiles": _quantiles(tally.sampled, tally.trials, above=False),
+        "gap_lower_quantiles": {f"{p:g}": tally.gap_quantile(p)[0] for p in QUANTILES},
+        "gap_upper_quantiles": {f"{p:g}": tally.gap_quantile(p)[1] for p in QUANTILES},
+        "sampled_gap_quantiles": {
+            f"{p:g}": tally.sampled.quantile(p, tally.trials, above=False) for p in QUANTILES
+        },
         "mean_squared_gap": mean,
         "mean_squared_gap_standard_error": error,
         "mean_squared_gap_infinite_width": _infinite_width(case),
@@ -245,10 +247,6 @@ def _facts(case: Case, tally: Tally) -> dict[str, Any]:
         facts["accuracy_pruned"] = tally.pruned_correct / images
         facts["accuracy_change"] = (tally.pruned_correct - tally.target_correct) / images
     return facts
-
-
-def _quantiles(histogram, total, *, above):
-    return {f"{p:g}": histogram.quantile(p, total, above=above) for p in QUANTILES}
 
 
 def _infinite_width(case: Case) -> float | None:
