@@ -1,5 +1,10 @@
 """Strict switches for the whole suite: no silent broadcasting of ranks, warnings are errors."""
 
+import os
+
+# One worker a core: NumPy's own threads would only get into each other's way.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import pytest
 
