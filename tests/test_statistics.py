@@ -222,7 +222,11 @@ def test_a_whole_plan_is_rarely_wrong():
     [
         ([Claim(Counts(1, 0, 0, 0), 0.0)], 0.99, "delta = 0"),
         ([Claim(Counts(1, 0, 0, 0), 0.5)], 1.0, "confidence"),
-        ([Claim(Counts(-1, 0, 0, 0), 0.5)], 0.99, "trials"),
+        ([Claim(Counts(-1, 0, 0, 0), 0.5)], 0.99, "close"),
+        ([Claim(Counts(100, -3, 3, 0), 0.5)], 0.99, "between"),
+        ([Claim(Counts(1.0, 0, 0, 0), 0.5)], 0.99, "close"),
+        ([Claim((1, 0, 0, 0), 0.5)], 0.99, "counts"),
+        ([Counts(1, 0, 0, 0)], 0.99, "claim"),
     ],
 )
 def test_bad_claims(claims, confidence, named):

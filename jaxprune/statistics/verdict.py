@@ -75,8 +75,14 @@ def judge(claims: Sequence[Claim], confidence: float = 0.99) -> list[Decision]:
     alpha = 1.0 - validation.real("confidence", confidence, 0.0, 1.0)
     for claim in claims:
         validation.instance("claim", claim, Claim, "a Claim(counts, delta) in a list")
+        validation.instance(
+            "counts", claim.counts, Counts, "Counts(close, between, far, nonfinite)"
+        )
         validation.real("delta", claim.delta, 0.0, 1.0)
-    counts = [claim.counts for claim in claims]
+    counts = [
+        Counts(*(validation.integer(k, v, 0, binomial.MAX_TRIALS) for k, v in c._asdict().items()))
+        for c, _ in claims
+    ]
     trials = [sum(c) for c in counts]
     not_close = [c.between + c.far + c.nonfinite for c in counts]
     far = [c.far for c in counts]
