@@ -17,16 +17,16 @@ class Activation:
       name: what the field calls it; an argument stands in parentheses.
       fn: s, elementwise.
       difference: `(a, d) -> s(a) - s(a - d)` without the cancellation of that subtraction.
-      lipschitz: the least L with |s(a) - s(b)| <= L |a - b|.
-      firmly_nonexpansive: |s(a) - s(b)|^2 <= (s(a) - s(b))(a - b), i.e. a slope in [0, 1].
+      least_slope: the largest c >= 0 with c <= (s(a) - s(b)) / (a - b) for all a != b.
+      lipschitz: the least L with (s(a) - s(b)) / (a - b) <= L.
       positively_homogeneous: s(t a) = t s(a) for t >= 0.
     """
 
     name: str
     fn: Callable[[jax.Array], jax.Array]
     difference: Callable[[jax.Array, jax.Array], jax.Array]
+    least_slope: float
     lipschitz: float
-    firmly_nonexpansive: bool
     positively_homogeneous: bool
 
     def __str__(self):
@@ -69,16 +69,16 @@ class _LeakyDifference:
         return self.slope * d + (1.0 - self.slope) * _relu_difference(a, d)
 
 
-relu = Activation("relu", jax.nn.relu, _relu_difference, 1.0, True, True)
-tanh = Activation("tanh", jnp.tanh, _tanh_difference, 1.0, True, False)
-identity = Activation("identity", _identity, _identity_difference, 1.0, True, True)
+relu = Activation("relu", jax.nn.relu, _relu_difference, 0.0, 1.0, True)
+tanh = Activation("tanh", jnp.tanh, _tanh_difference, 0.0, 1.0, False)
+identity = Activation("identity", _identity, _identity_difference, 1.0, 1.0, True)
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
     """`max(a, slope * a)` for a slope in [0, 1]."""
     slope = validation.real("slope", slope, 0.0, 1.0, open=False)
     return Activation(
-        f"leaky_relu({slope:g})", _Leaky(slope), _LeakyDifference(slope), 1.0, True, True
+        f"leaky_relu({slope:g})", _Leaky(slope), _LeakyDifference(slope), slope, 1.0, True
     )
 
 
