@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -170,6 +172,80 @@ def test_the_folder_is_new_and_strict_json(result, tmp_path):
     result["cells"][0]["eps"] = float("nan")
     with pytest.raises(ValueError, match="JSON"):
         report.write_json(result, tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("value", [None, 0.0], ids=["all infinite", "all zero"])
+@pytest.mark.parametrize("training", [None, "SGD"], ids=["sampled", "trained"])
+def test_a_case_with_no_gap_to_draw_still_has_a_page(result, value, training):
+    quantiles = dict.fromkeys(LEVELS, value)
+    nothing = {f"gap_{side}_quantiles": quantiles for side in ("lower", "upper")}
+    result["cells"] = [
+        cell(
+            **nothing,
+            sampled_gap_quantiles=quantiles,
+            certified_eps=None,
+            mean_squared_gap_infinite_width=None,
+            training=training,
+        )
+    ]
+    page = Page(report.page(result))
+    assert page.tags.count("img") == 3
+    draw = plots.gap_against_sparsity if training else plots.gap_against_width
+    for ax in (
+        draw(Figure().add_subplot(), result["cells"]),
+        plots.survival(Figure().add_subplot(), result["cells"][0]),
+    ):
+        assert [text.get_text() for text in ax.texts].count("no finite, positive gap to draw") == 1
+
+
+def test_numbers_are_written_before_the_page(result, tmp_path, monkeypatch):
+    """A page that cannot be drawn costs the page alone, not the finished run."""
+
+    def fail(result):
+        raise RuntimeError("no page")
+
+    # The package exports a function of the module's name.
+    monkeypatch.setattr(sys.modules["jaxprune.report.page"], "page", fail)
+    with pytest.raises(RuntimeError, match="no page"):
+        report.write_folder(result, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
+
+
+OVERFLOWING = """
+title = "weights beyond float32"
+trials = 8
+[[experiment]]
+title = "all trials non-finite"
+network = "dense"
+widths = [4, 4, 4, 4]
+law = "uniform"
+gain = 1e20
+pruning = "magnitude"
+alpha = 0.5
+eps = [1.0]
+samples = 2
+starts = 1
+steps = 1
+"""
+
+
+def test_a_plan_whose_trials_all_overflow_is_reported(tmp_path):
+    (tmp_path / "plan.toml").write_text(OVERFLOWING)
+    arguments = ["verify", "--plan", "plan.toml", "--out", "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxprune", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    (row,) = json.loads((tmp_path / "out" / "result.json").read_text())["cells"]
+    assert row["nonfinite"] == row["trials"] == 8 and row["verdict"] == "undecided"
+    assert set(row["gap_upper_quantiles"].values()) == {None}
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert page.tags.count("img") == 3 and "undecided" in " ".join(page.text)
 
 
 def drawn(ax):

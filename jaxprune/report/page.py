@@ -44,11 +44,10 @@ _COLUMNS = (
 
 
 def write_folder(result: dict[str, Any], folder: Path) -> None:
-    """Writes `result.json` and `report.html` into a new or empty folder."""
-    text = page(result)
+    """Writes `result.json` and `report.html` into a new or empty folder, the numbers first."""
     folder.mkdir(exist_ok=True)
     write_json(result, folder / "result.json")
-    _write(text, folder / "report.html")
+    _write(page(result), folder / "report.html")
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:

@@ -41,7 +41,7 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
                 y = [c[key] if key == "certified_eps" else _typical(c) for c in group]
                 ax.plot([_width(c) for c in group], y, style, color=color, label=f"{name}: {label}")
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
+    _log(ax, "y")
     widths = sorted({_width(cell) for cell in cells})
     ax.set_xticks(widths, [str(w) for w in widths])
     ax.set_xlabel("width (channels)" if "conv" in cells[0]["network"] else "width (neurons)")
@@ -74,7 +74,7 @@ def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
                     fontsize=6.5,
                     color=color,
                 )
-    ax.set_yscale("log")
+    _log(ax, "y")
     ax.margins(x=0.15, y=0.12)
     ax.set_xlabel("sparsity of the pruned layers (%)")
     ax.set_ylabel("gap (logits)")
@@ -94,7 +94,7 @@ def survival(ax: Axes, cell: dict[str, Any]) -> Axes:
         values, shares = [v for v, _ in points], [share for _, share in points]
         ax.plot(values, shares, style, label=f"{side} bound")
     ax.axhline(cell["delta"], color="grey", lw=0.8, ls=":", label=f"δ = {cell['delta']:g}")
-    ax.set_xscale("log")
+    _log(ax, "x")
     ax.set_xlabel("gap t (dots: quantiles, to 0.8 %)")
     ax.set_ylabel("share of trials with bound > t")
     _title(ax, f"{target(cell)}: {cell['pruning']}, {cell['amount']}")
@@ -125,6 +125,16 @@ def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     ax.set_ylabel("claim, in the order of the table")
     ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return ax
+
+
+def _log(ax, axis):
+    """A log axis; where no number is finite and positive there is none, and a note says so."""
+    least = ax.dataLim.minposx if axis == "x" else ax.dataLim.minposy
+    if math.isfinite(least):
+        ax.set(**{f"{axis}scale": "log"})
+    else:
+        note = "no finite, positive gap to draw"
+        ax.text(0.5, 0.5, note, transform=ax.transAxes, ha="center", color="grey")
 
 
 def _brackets(ax, x, cells, name, i):
