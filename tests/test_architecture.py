@@ -83,9 +83,7 @@ def test_vmap_over_trials_stands_in_the_engine_alone():
         "engine/run.py",
         "engine/trial.py",
         "gaps/ascent.py",
-        "gaps/norms.py",
         "gaps/sandwich.py",
-        "gaps/telescoping.py",
         "studies/trained.py",
     }
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from scipy import signal
@@ -87,6 +88,10 @@ class TestActivation:
         a, d = a.astype(np.float64), d.astype(np.float64)
         if activation.name == "tanh":
             exact = np.tanh(d) * (1 - np.tanh(a) * np.tanh(a - d))
+        elif activation.name == "erf":
+            with mpmath.workdps(60):
+                pairs = zip(map(mpmath.mpf, a), map(mpmath.mpf, d), strict=True)
+                exact = np.array([float(mpmath.erf(x) - mpmath.erf(x - y)) for x, y in pairs])
         else:
             slope = float(activation.fn(jnp.float32(-1.0))) / -1.0
             both_signs = np.sign(a) != np.sign(a - d)

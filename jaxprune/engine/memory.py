@@ -6,6 +6,7 @@ import os
 import jax
 
 from jaxprune.engine.trial import Design
+from jaxprune.gaps import frequencies, shared_torus
 from jaxprune.networks import Conv, Network
 
 CPU_BLOCK_BYTES = 16 * 2**20
@@ -39,18 +40,20 @@ def trial_bytes(design: Design, inputs: int) -> int:
         features += (2 + copies) * math.prod(layer.out_shape)
     total = 6 * weights + inputs * features
     if design.ball:
-        total += _norm_floats(network)
+        total += _multiplier_floats(network)
     return _FLOAT * total
 
 
-def _norm_floats(network: Network) -> int:
+def _multiplier_floats(network: Network) -> int:
+    """Forms, factors and products of the upper bound: float64, states of h and e together."""
+    torus, _ = shared_torus(network)
     total = 0
     for layer in network.layers:
+        rows, columns = layer.weight_shape[:2]
+        copies = 2 * 6
         if isinstance(layer, Conv):
-            frequencies = math.prod(layer.torus) // 2 + 1
-            total += 4 * frequencies * (4 * layer.c_in * layer.c_out)
-        else:
-            total += 3 * min(layer.weight_shape) ** 2
+            copies *= 2 * len(frequencies(torus or layer.torus))
+        total = max(total, copies * 4 * max(rows, min(columns, 4 * rows)) ** 2)
     return total
 
 

@@ -15,7 +15,7 @@ from jaxprune import networks, validation
 from jaxprune.engine import keys, memory
 from jaxprune.engine.tally import Tally
 from jaxprune.engine.trial import Design, Numbers, Trial, run_trial
-from jaxprune.gaps import MAX_ENTRIES, UnitBall
+from jaxprune.gaps import UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network
 from jaxprune.pruning import Amount, Pruning
@@ -104,11 +104,6 @@ def prepare(
         labelled = _labelled(*labelled, network)
         inputs = max(inputs, len(labelled[0]))
     device = jax.devices()[0]
-    if ball and max(network.weight_counts) > MAX_ENTRIES:
-        raise ValueError(
-            f"{network}: at most {MAX_ENTRIES} weights a layer have certified norms; give a data "
-            "set as the domain"
-        )
     memory.check(design, inputs, device, 0 if law else trials)
     numbers = Numbers(
         root,

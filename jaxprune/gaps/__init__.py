@@ -2,23 +2,22 @@
 
 from jaxprune.gaps.ascent import ascend, lengths
 from jaxprune.gaps.difference import Removed, difference, removed_part
-from jaxprune.gaps.norms import MAX_ENTRIES, convolution_norm_bound, matrix_norm_bound, norm_bound
+from jaxprune.gaps.multipliers import multiplier_bound, shared_torus
+from jaxprune.gaps.norms import frequencies, norm_bound
 from jaxprune.gaps.sandwich import Measurement, UnitBall, measure_ball, measure_rows
-from jaxprune.gaps.telescoping import telescoping_bound
 
 __all__ = [
-    "MAX_ENTRIES",
     "Measurement",
     "Removed",
     "UnitBall",
     "ascend",
-    "convolution_norm_bound",
     "difference",
+    "frequencies",
     "lengths",
-    "matrix_norm_bound",
     "measure_ball",
     "measure_rows",
+    "multiplier_bound",
     "norm_bound",
     "removed_part",
-    "telescoping_bound",
+    "shared_torus",
 ]

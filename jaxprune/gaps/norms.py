@@ -1,150 +1,221 @@
-"""Operator norms from above, proven in floating point.
+"""Eigenvalues and operator norms from above, proven in floating point.
 
-A power iteration approaches a norm from below and so certifies nothing. Repeated squaring of the
-Gram matrix approaches it from above: with `B_0 = A / s` and `B_(j+1) = B_j^T B_j / c_j`,
+A power iteration approaches a norm from below and so certifies nothing. Here it only makes a
+guess c, and a Cholesky factorisation of `c I - Q` proves it: where the factorisation of an n x n
+matrix A runs to completion in floating point, A + Δ is positive definite for some Δ of norm at
+most `g(n) tr A` (Higham 2002, Theorem 10.3; Rump 2006). The sums are in double precision, where
+these errors are a billionth of the bound; every one of them is added to it.
 
-    ||B_j||^2 = c_j ||B_(j+1)||,    ||B_J|| <= ||B_J||_F,
-
-which after 1 + 6 products is the Schatten-256 norm of A, at most `rank^(1/256)` too large but for
-rounding (in all 0.1 % at width 256, 1.3 % at 1,024). It is made of matrix products only, and their
-rounding has a simple bound (Higham 2002, section 3.5): whatever the order of summation, a product
-of inner length L errs by at most `g(L) |B|^T |B|` entrywise, hence by `g(L) ||B||_F^2` in norm,
-where `g(L) = L u / (1 - L u)` and `u = 2^-24`. The scales s and c_j are powers of two, so they
-cost no rounding. Assumed is IEEE float32 arithmetic, as CPUs and GPUs have it at this precision;
-a TPU's float32 products are emulated in bfloat16 passes, and there the bounds are estimates.
+Assumed is IEEE float64 arithmetic, as CPUs and GPUs have it; a TPU emulates it, and there the
+bounds are estimates.
 """
 
 import functools
-import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.networks import Conv, Dense, Layer
+from jaxprune.networks import Conv, Layer
 
-SQUARINGS = 6
-_UNIT = 2.0**-24
-_FEW_ROUNDINGS = 1.0 + 16 * _UNIT
-# What flushing subnormal numbers to zero may take from a product of matrices of size about 1.
-_UNDERFLOW = 1e-28
-MAX_ENTRIES = 2**23 - 1
-"""Largest layer whose sums of squares the rounding bound covers."""
+UNIT = 2.0**-53
+GUESSES = (1.002, 1.01, 1.05, 1.3)
+_TINY = 1e-290  # covers underflow
 
 
-def _growth(length: int) -> float:
-    """`g(L)`; infinite, so that nothing is certified, where the rounding bound breaks down."""
-    return length * _UNIT / (1.0 - length * _UNIT) if length <= MAX_ENTRIES else math.inf
+def growth(length: int) -> float:
+    """`g(n)`, above the relative rounding error of a real or complex inner product of length n."""
+    return 8.0 * (length + 2) * UNIT
 
 
-def _power_of_two(x: jax.Array) -> jax.Array:
-    """The power of two at or below a positive normal float32."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7F800000
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The power of two nearest to each positive number, so that scaling by it is exact; else 1."""
+    return jnp.where(x > 0, jax.lax.reduce_precision(x, exponent_bits=11, mantissa_bits=0), 1.0)
 
 
-def _scale(a: jax.Array) -> jax.Array:
-    """A power of two near the largest entry, 1 for a zero array."""
-    size = jnp.max(jnp.abs(a))
-    return _power_of_two(jnp.where(size > 0, size, 1.0))
+def is_zero(a: jax.Array) -> jax.Array:
+    """Whether all float32 entries are 0, judged by bits: a CPU may read subnormals as 0."""
+    return jnp.all(jax.lax.bitcast_convert_type(a, jnp.uint32) << 1 == 0)
 
 
-def _is_zero(a: jax.Array) -> jax.Array:
-    """Whether all entries are 0, judged by their bits: a CPU may read subnormal numbers as 0."""
-    return jnp.all(jax.lax.bitcast_convert_type(a, jnp.int32) & 0x7FFFFFFF == 0)
+def frobenius(a: jax.Array) -> jax.Array:
+    """At least the Frobenius norm of the last two axes."""
+    squares = jnp.sum(jnp.square(jnp.abs(a)), axis=(-2, -1))
+    return jnp.sqrt(squares * (1.0 + growth(a.shape[-1] * a.shape[-2])))
 
 
-def _frobenius(b: jax.Array) -> jax.Array:
-    """`||B||_F`, rounded upwards: the computed sum S' of n squares has `S <= S' / (1 - n u)`."""
-    slack = math.sqrt(1.0 + _growth(b.size)) * _FEW_ROUNDINGS
-    return jnp.sqrt(jnp.sum(b * b)) * slack
+def adjoint(a: jax.Array) -> jax.Array:
+    """The conjugate transpose of the last two axes."""
+    return jnp.conj(jnp.swapaxes(a, -1, -2))
 
 
-def matrix_norm_bound(a: jax.Array) -> jax.Array:
-    """An upper bound of the operator norm of one matrix.
+def identity(a: jax.Array) -> jax.Array:
+    """The identity of the size of the square matrices `(..., n, n)`, to be broadcast to them."""
+    n = a.shape[-1]
+    return jnp.eye(n, dtype=a.dtype).reshape((1,) * (a.ndim - 2) + (n, n))
 
-    Args:
-      a: `(m, n)` float32 with at most `MAX_ENTRIES` entries (above, the bound is infinite).
 
-    Returns:
-      `()` float32; 0 exactly for a zero matrix, NaN or infinite if an entry is.
+def _one_by_one(fn: Callable) -> Callable:
+    """A function of matrices `(..., n, m)` that a CPU applies to one after another.
+
+    jaxlib 0.10's batched LAPACK calls never return if two of them run at once, be they independent
+    parts of one program or programs in two threads; calls with one matrix each do return, and take
+    no longer.
     """
-    if a.shape[0] < a.shape[1]:
-        a = a.T
-    scale = _scale(a)
+    single = jax.custom_batching.sequential_vmap(fn)
 
-    def square(b):
-        frobenius = _frobenius(b)
-        gram = jnp.matmul(b.T, b, precision=jax.lax.Precision.HIGHEST)
-        c = _power_of_two(jnp.maximum(jnp.trace(gram), 2.0**-100))
-        error = _growth(b.shape[0]) * frobenius**2 / c * _FEW_ROUNDINGS + _UNDERFLOW
-        return gram / c, (c, error)
+    def on_cpu(*args):
+        flat = [a.reshape(-1, *a.shape[-2:]) for a in args]
+        out = jax.lax.map(lambda one: single(*one), tuple(flat))
+        return out.reshape(*args[0].shape[:-2], *out.shape[1:])
 
-    b, first = square(a / scale)
-    b, rest = jax.lax.scan(lambda b, _: square(b), b, length=SQUARINGS)
+    return lambda *args: jax.lax.platform_dependent(*args, cpu=on_cpu, default=fn)
 
-    def unsquare(norm, step):
-        c, error = step
-        return jnp.sqrt(c * (norm + error)) * _FEW_ROUNDINGS, None
 
-    norm, _ = jax.lax.scan(unsquare, _frobenius(b), rest, reverse=True)
-    norm, _ = unsquare(norm, first)
-    return jnp.where(_is_zero(a), 0.0, norm * scale)
+cholesky = _one_by_one(lambda a: jnp.linalg.cholesky(a))
+"""The lower factor of each of the Hermitian matrices `(..., n, n)`; NaN where there is none."""
+
+solve_lower = _one_by_one(
+    lambda lower, b: jax.lax.linalg.triangular_solve(lower, b, left_side=True, lower=True)
+)
+"""`lower^-1 b` for lower triangular matrices `(..., n, n)` and right sides `(..., n, m)`."""
+
+_eigenvalues = _one_by_one(lambda a: jnp.linalg.eigvalsh(a))
+
+
+def gram(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`A^* A`, and a bound of the norm of its rounding error."""
+    return adjoint(a) @ a, growth(a.shape[-2]) * jnp.square(frobenius(a))
+
+
+def eigenvalue_estimate(q: jax.Array, steps: int) -> jax.Array:
+    """About the largest eigenvalue of a Hermitian `(..., n, n)`, by Lanczos; never above it."""
+    start = np.cos(np.arange(1.0, q.shape[-1] + 1) ** 2)
+    start = (start / np.linalg.norm(start)).reshape((1,) * (q.ndim - 2) + (-1,))
+    start = jnp.broadcast_to(jnp.asarray(start, q.dtype), q.shape[:-1])
+
+    def step(carry, _):
+        before, v, beta = carry
+        w = jnp.einsum("...ij,...j->...i", q, v) - beta[..., None] * before
+        alpha = jnp.sum(jnp.real(jnp.conj(v) * w), axis=-1)
+        w = w - alpha[..., None] * v
+        size = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(w)), axis=-1))
+        # An invariant subspace is found: what follows is zero.
+        done = size <= 1e-13 * jnp.abs(alpha)
+        v, w = jnp.where(done[..., None], 0.0, w / jnp.where(done, 1.0, size)[..., None]), v
+        beta = jnp.where(done, 0.0, size)
+        return (w, v, beta), (alpha, beta)
+
+    steps = min(steps, q.shape[-1])
+    zero = jnp.zeros(q.shape[:-2])
+    _, (alpha, beta) = jax.lax.scan(step, (jnp.zeros_like(start), start, zero), length=steps)
+    alpha, beta = jnp.moveaxis(alpha, 0, -1), jnp.moveaxis(beta, 0, -1)
+    row, column = np.indices((1,) * (q.ndim - 2) + (steps, steps))[-2:]
+    tridiagonal = (
+        jnp.where(row == column, alpha[..., None], 0.0)
+        + jnp.where(row == column + 1, beta[..., None, :], 0.0)
+        + jnp.where(row + 1 == column, beta[..., None], 0.0)
+    )
+    return _eigenvalues(tridiagonal)[..., -1]
+
+
+def eigenvalue_bound(q: jax.Array) -> jax.Array:
+    """At least the largest eigenvalue of each of the Hermitian matrices `(f, n, n)`; `()` float64.
+
+    NaN or infinite if an entry is.
+    """
+    n = q.shape[-1]
+    guess = jnp.max(eigenvalue_estimate(q, 24)) * np.array(GUESSES)
+    factors = cholesky(guess[:, None, None, None] * identity(q[None]) - q[None])
+    proved = jnp.all(jnp.isfinite(factors), axis=(1, 2, 3)) & (guess > 0)
+    size = frobenius(q)
+    size = jnp.where(jnp.all(jnp.isfinite(size)), jnp.max(size), jnp.nan)
+    least = jnp.min(jnp.where(proved, guess, jnp.inf))
+    least = least * (1.0 + n * growth(n)) + _TINY
+    return jnp.where(jnp.isfinite(least), jnp.minimum(least, size), size)
+
+
+class Transfer(NamedTuple):
+    """A layer as matrices that act side by side.
+
+    Attributes:
+      matrices: `(f, out, in)` float64, one matrix (dense), or complex128, one a frequency.
+      error: `()` bound of the Frobenius norm of each matrix's rounding error.
+    """
+
+    matrices: jax.Array
+    error: jax.Array
 
 
 @functools.cache
-def _fourier_tables(layer: Conv) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines `(k^2, frequencies)`, one of each pair of conjugate frequencies."""
-    rows, columns = layer.torus
-    kept = [
+def frequencies(torus: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """One of each pair of conjugate frequencies of a torus."""
+    rows, columns = torus
+    return tuple(
         (p, q)
         for p in range(rows)
         for q in range(columns)
         if (p, q) <= ((rows - p) % rows, (columns - q) % columns)
+    )
+
+
+@functools.cache
+def _fourier_table(kernel: int, torus: tuple[int, int], dilation: int) -> np.ndarray:
+    """`e^(i w t)`, `(k^2, frequencies)`."""
+    rows, columns = torus
+    taps = [(dilation * i, dilation * j) for i in range(kernel) for j in range(kernel)]
+    turns = [
+        [(p * i % rows) / rows + (q * j % columns) / columns for p, q in frequencies(torus)]
+        for i, j in taps
     ]
-    taps = [(i, j) for i in range(layer.kernel) for j in range(layer.kernel)]
-    turns = np.array([[(p * i / rows + q * j / columns) % 1 for p, q in kept] for i, j in taps])
-    angles = 2 * np.pi * turns
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return np.exp(2j * np.pi * np.array(turns))
 
 
-def convolution_norm_bound(layer: Conv, w: jax.Array) -> jax.Array:
-    """An upper bound of the operator norm of one convolution.
+def transfer(
+    layer: Layer, w: jax.Array, torus: tuple[int, int] | None = None, dilation: int = 1
+) -> Transfer:
+    """A layer as matrices: a dense one as itself, a convolution by Fourier's transform.
 
     The singular values of a circular convolution are those of the `(c_out, c_in)` transfer
-    matrices `K(omega)` over the torus' frequencies (Sedghi, Gupta & Long 2019). Each is bounded
-    as the real matrix `[[Re, -Im], [Im, Re]]`, which has the same norm.
+    matrices `K(w)` over the torus' frequencies (Sedghi, Gupta & Long 2019); any other convolution
+    is part of a circular one (`Conv.torus`), and its norm at most that one's.
 
     Args:
-      layer: the convolution.
-      w: `(c_out, c_in, k, k)` float32.
-
-    Returns:
-      `()` float32; exact up to rounding for circular padding and stride 1.
+      layer: the layer.
+      w: its weights, float64.
+      torus: sides of the torus; None for the layer's own.
+      dilation: distance of the kernel's taps on it.
     """
-    cosines, sines = _fourier_tables(layer)
-    scale, zero = _scale(w), _is_zero(w)
-    w = w / scale
+    if not isinstance(layer, Conv):
+        return Transfer(w[None], jnp.zeros(()))
     taps = w.reshape(layer.c_out, layer.c_in, -1)
-    dot = functools.partial(jnp.einsum, "oit,tf->foi", precision=jax.lax.Precision.HIGHEST)
-    real, imaginary = dot(taps, cosines), dot(taps, sines)
-    embedded = jnp.concatenate(
-        [
-            jnp.concatenate([real, -imaginary], axis=2),
-            jnp.concatenate([imaginary, real], axis=2),
-        ],
-        axis=1,
-    )
-    norms = jax.vmap(matrix_norm_bound)(embedded)
-    # Tables and sums round by at most g(k^2 + 2) sum_t |K_t| entrywise, in both parts.
-    count = taps.shape[-1]
-    rounding = 1.5 * _growth(count + 2) * math.sqrt(count) * _frobenius(w)
-    norm = jnp.where(jnp.all(jnp.isfinite(norms)), jnp.max(norms), jnp.nan) + rounding
-    return jnp.where(zero, 0.0, norm * _FEW_ROUNDINGS * scale)
+    table = _fourier_table(layer.kernel, torus or layer.torus, dilation)
+    matrices = jnp.einsum("oit,tf->foi", taps, table)
+    error = growth(layer.kernel**2) * layer.kernel * frobenius(w.reshape(1, -1))
+    return Transfer(matrices, error)
 
 
 def norm_bound(layer: Layer, w: jax.Array) -> jax.Array:
-    """An upper bound of `||W||` for a layer with weights `w`, as an operator on its inputs."""
-    if isinstance(layer, Dense):
-        return matrix_norm_bound(w)
-    return convolution_norm_bound(layer, w)
+    """At least the operator norm of a layer with weights `w`, as a map of its inputs.
+
+    Exact to 1 %, for circular padding and stride 1 too; for other convolutions the norm of the
+    circular convolution that they are part of.
+
+    Args:
+      layer: the layer.
+      w: `layer.weight_shape`, float32.
+
+    Returns:
+      `()` float64; NaN or infinite if a weight is.
+    """
+    with jax.enable_x64(True):
+        scale = power_of_two(jnp.max(jnp.abs(w)).astype(jnp.float64))
+        a, error = transfer(layer, w.astype(jnp.float64) / scale)
+        if a.shape[-2] < a.shape[-1]:
+            a = adjoint(a)
+        q, rounding = gram(a)
+        return (
+            (jnp.sqrt(eigenvalue_bound(q) + jnp.max(rounding)) + error) * scale * (1.0 + 4 * UNIT)
+        )

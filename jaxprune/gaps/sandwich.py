@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxprune import inputs, validation
 from jaxprune.gaps.ascent import ascend, largest, lengths
 from jaxprune.gaps.difference import Removed, difference
-from jaxprune.gaps.telescoping import telescoping_bound
+from jaxprune.gaps.multipliers import multiplier_bound
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Key, Params
 
@@ -58,7 +58,7 @@ def measure_ball(
     """Brackets `sup ||F - f||` over the unit ball for one pair.
 
     The lower end is the largest distance met by ascent from the best sampled inputs, evaluated in
-    float32; the upper end is a theorem in floating point (`telescoping_bound`).
+    float32; the upper end is a theorem in floating point (`multiplier_bound`).
     """
 
     def at(x):
@@ -68,7 +68,7 @@ def measure_ball(
     values = lengths(jax.vmap(at)(x))
     best, starts = jax.lax.top_k(values, domain.starts)
     lower = largest(ascend(at, x[starts], best, domain.steps))
-    upper = telescoping_bound(network, params, removed)
+    upper = multiplier_bound(network, params, removed)
     return Measurement(Gap(lower, upper), largest(values), _rms(values, network))
 
 

@@ -1,0 +1,208 @@
+"""Trace moments of sparse random matrices, by comparison with Gaussian ones (README, theorem 1).
+
+A random matrix with symmetric entries is compared, closed walk by closed walk, with a Gaussian
+matrix of another size. A convolution is treated frequency by frequency, each no worse than the sum
+of the kernel's taps (README, theorem 4).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from jaxprune.bounds.norm_family import ORDERS
+from jaxprune.bounds.wishart import log_trace_moment, log_trace_moment_estimate
+from jaxprune.laws import Family
+from jaxprune.networks import Conv, Layer
+
+
+class Size(NamedTuple):
+    """What the theorems need to know of a layer: its norm is a maximum over random matrices.
+
+    Attributes:
+      rows: of each matrix.
+      columns: of each matrix.
+      taps: how many weights, times phases, add up to one of its entries.
+      frequencies: how many matrices there are.
+    """
+
+    rows: int
+    columns: int
+    taps: int
+    frequencies: int
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns * self.taps
+
+
+def size_of(layer: Layer) -> Size:
+    """A dense layer is one matrix; a convolution has one a frequency of its torus."""
+    if not isinstance(layer, Conv):
+        return Size(layer.d_out, layer.d_in, 1, 1)
+    if layer.kernel == 1:
+        return Size(layer.c_out, layer.c_in, 1, 1)  # the same matrix at every frequency
+    # Conjugate frequencies count once; those at 0 or at half a turn are their own conjugates.
+    own = math.prod(1 + (side % 2 == 0) for side in layer.torus)
+    frequencies = (math.prod(layer.torus) + own) // 2
+    return Size(layer.c_out, layer.c_in, layer.kernel**2, frequencies)
+
+
+def comparison(log_moment: np.ndarray, density: float, n: int, m: int, p: int) -> float:
+    """A bound on `log E tr (X Xᵀ)^p` by Gaussian matrices of other sizes (README, theorem 1).
+
+    X has n x m entries, each kept with probability `density`, the kept ones independent symmetric
+    with `E X^(2k) <= μ_k` (or dominated by such in each walk). For every σ with
+    `ρ = max_k density μ_k / (σ^(2k) (2k-1)!!) <= 1` and all r >= min(n, p), s >= min(m, p)
+
+        E tr (X Xᵀ)^p <= C σ^(2p) E tr (G Gᵀ)^p,    G standard Gaussian, r x s,
+        C = max over u + v <= p + 1 of (n)_u (m)_v ρ^(u+v-1) / ((r)_u (s)_v).
+
+    σ, r and s are free: a grid is searched with an estimate of the Gaussian moment, and the best
+    is evaluated exactly. For dense X and for mild densities it is `r = n, s = m, ρ = 1`.
+
+    Args:
+      log_moment: `(p,)` or longer, `log μ_k` for k = 1, 2, ...
+      density: the probability of being kept.
+      n: rows.
+      m: columns.
+      p: the order.
+
+    Returns:
+      The logarithm of the bound.
+    """
+    k = np.arange(1, p + 1)
+    relative = math.log(density) + log_moment[:p] - _log_double_factorial(p)
+    log_sigma = np.max(relative / (2 * k)) + np.linspace(0.0, -0.5 * math.log(density), 25)
+    log_rho = np.minimum(np.max(relative - 2 * k * log_sigma[:, None], axis=1), 0.0)
+    slack = np.unique(np.round(np.linspace(0, p - 1, 7)))
+    rho, slack = np.broadcast_arrays(np.exp(log_rho)[:, None], slack)
+    # The factor below 1 keeps the rounding of exp(0) from adding a row; any r would be valid.
+    r = np.clip(np.ceil(rho * n * (1 - 1e-12)) + slack, min(n, p), max(n, p)).ravel()
+    s = np.clip(np.ceil(rho * m * (1 - 1e-12)) + slack, min(m, p), max(m, p)).ravel()
+    log_rho, log_sigma = (
+        np.broadcast_to(x[:, None], rho.shape).ravel() for x in (log_rho, log_sigma)
+    )
+    outside = _log_shapes(log_rho, n, m, r, s, p) + 2 * p * log_sigma
+    best = np.argmin(outside + log_trace_moment_estimate(r, s, p))
+    return float(outside[best]) + log_trace_moment(int(r[best]), int(s[best]), p)
+
+
+def same_variance(log_moment: np.ndarray, density: float, n: int, m: int, p: int) -> float:
+    """`comparison` with a Gaussian matrix of the same size (`ρ = 1`): exact if X is Gaussian.
+
+    Args and result are those of `comparison`.
+    """
+    k = np.arange(1, p + 1)
+    relative = math.log(density) + log_moment[:p] - _log_double_factorial(p)
+    return p * float(np.max(relative / k)) + log_trace_moment(n, m, p)
+
+
+def _log_double_factorial(p):
+    """`log (2k-1)!!` for k = 1 .. p."""
+    return np.cumsum(np.log(2 * np.arange(1, p + 1) - 1.0))
+
+
+def _log_shapes(log_rho, n, m, r, s, p):
+    """log C of `comparison`, one a candidate `(log_rho, r, s)`."""
+
+    def ratios(size, other):
+        # log (size)_u / (other)_u for u = 1, 2, ...; a walk sees no more vertices than there are.
+        u = np.arange(min(size, p))
+        return np.cumsum(np.log(size - u) - np.log(other[:, None] - u), axis=1)
+
+    rows, columns = ratios(n, r), ratios(m, s)
+    rows = rows + log_rho[:, None] * np.arange(1, rows.shape[1] + 1)
+    columns = columns + log_rho[:, None] * np.arange(1, columns.shape[1] + 1)
+    most_columns = np.maximum.accumulate(columns, axis=1)
+    u = np.arange(1, rows.shape[1] + 1)
+    v = np.minimum(p + 1 - u, columns.shape[1])
+    return np.max(rows + most_columns[:, v - 1], axis=1) - log_rho
+
+
+def sum_log_moments(log_moment: np.ndarray, density: float, taps: int) -> tuple[np.ndarray, float]:
+    """Even moments of a sum S of independent symmetric entries, each present or 0.
+
+    All terms of `Σ_k E S^(2k) t^(2k) / (2k)! = (1 + Σ_k density μ_k t^(2k) / (2k)!)^taps` are
+    positive: no cancellation. Larger μ_k make all moments of S larger.
+
+    Args:
+      log_moment: `(p,)`, `log μ_k` of one entry that is present, k = 1 .. p.
+      density: the probability that it is.
+      taps: how many entries add up.
+
+    Returns:
+      `(p,)` logarithms of `E S^(2k) / present`, and `present`, the probability that at least one
+      entry is.
+    """
+    if taps == 1:
+        return log_moment, density
+    order = len(log_moment)
+    log_factorial = special.gammaln(2 * np.arange(1, order + 1) + 1)
+    base = np.concatenate([[0.0], math.log(density) + log_moment - log_factorial])
+    lag = np.arange(order + 1)[:, None] - np.arange(order + 1)
+
+    def times(a, b):
+        return special.logsumexp(np.where(lag >= 0, a + b[np.maximum(lag, 0)], -np.inf), axis=1)
+
+    power = base
+    for bit in bin(taps)[3:]:  # by repeated squaring
+        power = times(power, power)
+        if bit == "1":
+            power = times(power, base)
+    present = 1.0 if density == 1.0 else -math.expm1(taps * math.log1p(-density))
+    return power[1:] + log_factorial - math.log(present), present
+
+
+def trace_log_moments(
+    log_moment: np.ndarray, density: float, size: Size, compare: Callable = comparison
+) -> tuple[float, ...]:
+    """At least `log Σ_ω E tr (K̂(ω) K̂(ω)*)^p`, one a p of `ORDERS` (README, theorems 1 and 4).
+
+    Args:
+      log_moment: `log μ_k` of a weight that is present, k = 1 .. the highest order.
+      density: the probability that it is.
+      size: of the layer.
+      compare: `comparison` or `same_variance`.
+    """
+    log_sum, present = sum_log_moments(log_moment, density, size.taps)
+    union = math.log(size.frequencies)
+    return tuple(union + compare(log_sum, present, size.rows, size.columns, p) for p in ORDERS)
+
+
+def truncated_log_moments(family: Family, level: float, p: int) -> tuple[np.ndarray, np.ndarray]:
+    """At least `log E[X^(2k) | |X| <= τ]` and `log E[X^(2k) | |X| > τ]`, for `τ = Q(level)`.
+
+    Q is the quantile function of |X|, and `∫ Q(u)^(2k) du` over (0, level) is the part of E X^(2k)
+    below τ. The density of |X| does not rise, so Q is convex, so is Q^(2k), and the integral lies
+    between the midpoint rule and the trapezoid rule.
+
+    Args:
+      family: of X.
+      level: P(|X| <= τ).
+      p: the highest order.
+
+    Returns:
+      `(p,)` logarithms below and above τ, for k = 1 .. p.
+    """
+    # Cells shrink towards τ, where Q^(2k) is steep.
+    edges = level * (1.0 - np.linspace(1.0, 0.0, 4097) ** 2)
+    widths, middles = np.diff(edges) / level, 0.5 * (edges[1:] + edges[:-1])
+    log_tau = math.log(family.magnitude_quantile(level))
+    k = np.arange(1, p + 1)
+    log_whole = np.array([family.log_moment(int(j)) for j in k])
+
+    def powers(u):
+        # Relative to τ^(2k), lest a small τ underflow.
+        return np.exp(2 * k[:, None] * (np.log(family.magnitude_quantile(u)) - log_tau))
+
+    at_edges = np.pad(powers(edges[1:]), ((0, 0), (1, 0)))  # Q(0) = 0
+    trapezoid = 0.5 * (at_edges[:, 1:] + at_edges[:, :-1]) @ widths
+    midpoint = powers(middles) @ widths
+    below = np.log(trapezoid) + 2 * k * log_tau
+    share_below = midpoint * level * np.exp(2 * k * log_tau - log_whole)
+    # The floor stands above the rounding error of the difference.
+    above = np.log(np.maximum(1.0 - share_below, 1e-12) / (1.0 - level)) + log_whole
+    return np.minimum(below, log_whole), above  # truncation only makes |X| smaller
