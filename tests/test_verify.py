@@ -268,7 +268,7 @@ def test_an_interrupt_writes_nothing(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "verify", interrupted)
+    monkeypatch.setattr(cli.verify, "verify", interrupted)
     assert cli.main(["verify", "--out", "out"]) == 130
     assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
 

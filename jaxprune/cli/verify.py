@@ -1,0 +1,57 @@
+"""`jaxprune verify`."""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+from jaxprune import report
+from jaxprune.cli import common
+from jaxprune.studies import plan as plans
+from jaxprune.studies.verify import verify
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Adds the command's grammar."""
+    command = commands.add_parser(
+        "verify",
+        help="sample the pairs of a plan and judge its claims P(gap <= eps) >= 1 - delta",
+        description="Samples pairs of target and pruned network, brackets each pair's gap,\nand "
+        "judges every claim P(gap <= eps) >= 1 - delta of the plan. Prints a table; writes\n"
+        "a folder with result.json and report.html.",
+        epilog=_plan_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--plan", type=Path, metavar="FILE.toml", help="a plan of your own (the default plan)"
+    )
+    command.add_argument(
+        "--trials", type=int, metavar="N", help="pairs in every simulation (the plan's)"
+    )
+    command.add_argument(
+        "--seed", type=int, metavar="S", help="of all random keys, below 2^32 (the plan's)"
+    )
+    common.add_outputs(command, "verify")
+    return command
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns its exit status."""
+
+    def study(advance):
+        return verify(plans.load(args.plan, trials=args.trials, seed=args.seed), advance)
+
+    return common.carry_out(
+        args, study, report.write_folder, report.write_json, report.render, "report.html"
+    )
+
+
+def _plan_help() -> str:
+    lines = [
+        f"A plan has the keys {', '.join(plans.PLAN_KEYS[:-1])},",
+        "and tables [[experiment]], one for every combination of the lists in it, with the keys",
+        "",
+    ]
+    for key, meaning in plans.EXPERIMENT_KEYS.items():
+        wrapped = textwrap.wrap(meaning, 76)
+        lines += [f"  {key:<12}{wrapped[0]}", *(" " * 14 + more for more in wrapped[1:])]
+    return "\n".join(lines)
