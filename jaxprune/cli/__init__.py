@@ -1,0 +1,31 @@
+"""The `jaxprune` command: parse, call a study, print."""
+
+import argparse
+
+from jaxprune import __version__
+from jaxprune.cli import common, verify
+
+COMMANDS = (verify,)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar; every command adds its own."""
+    top = common.Parser(
+        prog="jaxprune",
+        description="How far is a pruned network from the network it was pruned from, and with "
+        "what probability?",
+    )
+    top.add_argument("--version", action="version", version=f"jaxprune {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands).set_defaults(run=command.run)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status, as listed in the README."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        return common.fail("interrupted, nothing written", common.INTERRUPTED)

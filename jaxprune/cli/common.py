@@ -1,0 +1,140 @@
+"""What the commands share: exit statuses, one-line failures, new paths, progress, results."""
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxprune.engine.tally import BrokenBracket
+
+BAD_INPUT = 2
+ENVIRONMENT = 3
+BROKEN_INVARIANT = 4
+INTERRUPTED = 130
+
+Result = dict[str, Any]
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse's, whose errors are one line."""
+
+    def error(self, message):
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def add_outputs(command: argparse.ArgumentParser, name: str) -> None:
+    """The options that say where a result goes."""
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"new folder for the results ({name}-DATE-TIME)"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="a further copy of the result")
+
+
+def fail(message: object, status: int) -> int:
+    """Says in one line on stderr what is wrong; returns the exit status."""
+    print("jaxprune:", " ".join(str(message).split()), file=sys.stderr)
+    return status
+
+
+def carry_out(
+    args: argparse.Namespace,
+    study: Callable[[Callable], Result],
+    write_folder: Callable[[Result, Path], None],
+    write_json: Callable[[Result, Path], None],
+    render: Callable[[Result, Console], None],
+    picture: str,
+) -> int:
+    """Runs a study, writes its files, prints its table; returns the exit status.
+
+    Args:
+      args: with the command's name and the options of `add_outputs`.
+      study: takes the progress callback, returns the result; a ValueError is bad input.
+      write_folder: `(result, folder)`.
+      write_json: `(result, path)`.
+      render: `(result, console)`.
+      picture: name of the folder's file with the plots.
+    """
+    out = args.out or Path(time.strftime(f"{args.command}-%Y%m%d-%H%M%S"))
+    started = time.perf_counter()
+    try:
+        _check_outputs(out, args.json)
+        with _progress_bar() as advance:
+            result = study(advance)
+    except ValueError as error:
+        return fail(error, BAD_INPUT)
+    except BrokenBracket as error:
+        return fail(f"broken invariant, nothing written: {error}", BROKEN_INVARIANT)
+    spent = time.perf_counter() - started
+
+    # Files first: a closed pipe must not cost a finished run.
+    try:
+        write_folder(result, out)
+        if args.json:
+            write_json(result, args.json)
+    except OSError as error:
+        return fail(f"{error.filename or out}: {error.strerror}", ENVIRONMENT)
+
+    def show(console):
+        render(result, console)
+        print(f"\n{spent:.0f} s. {out}/result.json: every number; {out}/{picture}: the plots.")
+
+    print_safely(show)
+    return 0
+
+
+def print_safely(show: Callable[[Console], None]) -> None:
+    """Prints to stdout, whatever its encoding, and survives a pipe that is closed."""
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        # In a pipe there is no width to keep to.
+        show(Console(width=None if sys.stdout.isatty() else 120))
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich exits where a pipe is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_outputs(out: Path, json: Path | None) -> None:
+    check_new("out", out)
+    if json:
+        check_new("json", json)
+        if json.resolve() == out.resolve():
+            raise ValueError(f"json = {str(json)!r}: another path than out is needed")
+
+
+def check_new(name: str, path: Path) -> None:
+    """Refuses a path that exists or cannot be made, before anything is computed."""
+    try:
+        empty = name == "out" and path.is_dir() and not any(path.iterdir())
+        taken = path.exists() and not empty
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} = {str(path)!r}: {reason}") from None
+    if taken:
+        raise ValueError(f"{name} = {str(path)!r}: exists; a new path is needed")
+    folder = path if empty else path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{name} = {str(path)!r}: {str(folder)!r} is no folder one can write to")
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable]:
+    """Yields a study's progress callback; draws nothing where there is no terminal."""
+    columns = (
+        BarColumn(24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda p: bar.update(task, description=p.doing, completed=p.done, total=p.total)
