@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from jaxprune import validation
 from jaxprune.bounds import random_matrices
 from jaxprune.bounds.counts import Amounts, removed_counts
+from jaxprune.bounds.images import certify_by_images
 from jaxprune.bounds.proof import Certificate
 from jaxprune.bounds.telescoped import certify_by_norms
 from jaxprune.laws import Law
@@ -54,4 +55,8 @@ def certify_counts(
         nothing = (None,) * len(removed)
         zeros = (0.0,) * len(removed)
         return Certificate(0.0, delta, nothing, nothing, zeros, (), (), "norms")
-    return certify_by_norms(network, law, method, removed, delta)
+    routes = (
+        certify_by_norms(network, law, method, removed, delta),
+        certify_by_images(network, law, method, removed, delta),
+    )
+    return min((route for route in routes if route is not None), key=lambda route: route.eps)

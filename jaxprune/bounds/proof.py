@@ -1,4 +1,4 @@
-"""What a proof consists of: events whose probabilities add up to delta, and the eps outside them."""
+"""What a proof consists of: events whose probabilities add up to delta, and eps outside them."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,0 +1,295 @@
+"""The second route to a certificate: images of the unit ball in place of products of norms.
+
+A layer is independent of the layers before it, so of the set that the ball has become by then. What
+a random matrix does to a fixed set depends on two numbers, the set's radius and its Gaussian width
+`E sup <g, t>`, and a set that the directions of the matrix' largest singular values miss is
+stretched by less than the norm. Both numbers are carried through the layers, for the target's
+hidden states h and for the differences e of both networks' states. Dense layers only. Proof:
+README.md, theorem 8.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from jaxprune import laws
+from jaxprune.bounds import random_matrices
+from jaxprune.bounds.domination import gaussian_deviation, gaussian_lipschitz
+from jaxprune.bounds.norm_family import NormBound, Tail
+from jaxprune.bounds.proof import Certificate, Event, best_shares
+from jaxprune.bounds.random_matrices import PrunedTails
+from jaxprune.bounds.trace_moments import truncated_log_moments
+from jaxprune.laws import Law
+from jaxprune.networks import Network
+
+_REFERENCE = "README theorem 8: Chevet, contraction, Gaussian concentration"
+REMOVED = "removed"
+
+Key = tuple[int, str]
+"""A layer, counted from 0, and the supremum that one event bounds."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What the proof knows of one layer; everything in the units of the weights.
+
+    Attributes:
+      rows, columns: of W.
+      deviation: of Gaussian entries that dominate W's in convex order.
+      lipschitz: of W's entries as functions of normal variables.
+      removed: the norm of W - W∘M.
+      frobenius: at least the root of `E ||W - W∘M||_F²`.
+      removed_lipschitz: `lipschitz` of the removed entries, given which they are.
+    """
+
+    rows: int
+    columns: int
+    deviation: float
+    lipschitz: float
+    removed: Tail
+    frobenius: float
+    removed_lipschitz: float
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A network and its pruning.
+
+    Attributes:
+      layers: first to last.
+      one_sided: m with `||s(G t)|| <= m √rows ||t||` in the mean, G standard Gaussian.
+      slope: the largest of the activation.
+      least_slope: the least.
+      by_magnitude: the kept part depends on the removed one.
+    """
+
+    layers: tuple[_Layer, ...]
+    one_sided: float
+    slope: float
+    least_slope: float
+    by_magnitude: bool
+
+    def states(self, spread: Callable, of: str) -> tuple[Callable, Callable, Callable]:
+        """Radius and width of the set of states that enter a layer, and the radius of the outputs.
+
+        Args:
+          spread: see `together`.
+          of: "h" for the target, "h~" for the pruned network.
+        """
+        layers, slope = self.layers, self.slope
+
+        @cache
+        def radius(i):
+            if i == 0:
+                return 1.0
+            layer, r = layers[i - 1], radius(i - 1)
+            sides = self.one_sided * math.sqrt(layer.rows) * r + slope * width(i - 1)
+            spreading = slope * layer.lipschitz * r * spread(i - 1, f"radius of {of}")
+            return layer.deviation * sides + spreading
+
+        @cache
+        def width(i):
+            if i == 0:
+                return math.sqrt(layers[0].columns)
+            layer = layers[i - 1]
+            mean = layer.deviation * math.sqrt(layer.rows) * width(i - 1)
+            spreading = layer.lipschitz * radius(i - 1) * spread(i - 1, f"width of {of}")
+            return slope * (mean + spreading)
+
+        def outputs():
+            i = len(layers) - 1
+            layer, r = layers[i], radius(i)
+            mean = layer.deviation * (math.sqrt(layer.rows) * r + width(i))
+            return mean + layer.lipschitz * r * spread(i, f"radius of {of}")
+
+        return radius, width, outputs
+
+    def together(self, norm: Callable, spread: Callable) -> "_Solution":
+        """Theorem 8, parts 1 to 4: the differences e are carried through the layers.
+
+        Args:
+          norm: `layer -> bound of ||W - W∘M||`.
+          spread: `(layer, what) -> √(2 log(1/δ))` with the δ of that event.
+        """
+        layers, slope = self.layers, self.slope
+        first = next(i for i, layer in enumerate(layers) if not layer.removed.is_zero)
+        removed = cache(norm)
+        radius, width, _ = self.states(spread, "h")
+
+        def removed_width(i):
+            """Of the image of the target states under the removed part of layer i."""
+            layer = layers[i]
+            spreading = layer.removed_lipschitz * radius(i) * spread(i, "width of removed h")
+            if i == 0:
+                return layer.frobenius + spreading
+            before = layers[i - 1]
+            mean = before.deviation * width(i - 1)
+            mean = mean + before.lipschitz * radius(i - 1) * spread(i, "mean width of removed h")
+            return slope * layer.frobenius * mean + spreading
+
+        errors = [0.0] * first
+        size, breadth = 0.0, 0.0  # radius and width of the set of differences e
+        for i in range(first, len(layers)):
+            layer, hidden = layers[i], i < len(layers) - 1
+            into, into_breadth = size, breadth
+            # d = A e + (removed part) h, where A is the kept part
+            size = breadth = 0.0
+            if i > first:
+                size = layer.deviation * (math.sqrt(layer.rows) * into + into_breadth)
+                size = size + layer.lipschitz * into * spread(i, "radius of e")
+                if hidden:
+                    breadth = layer.deviation * math.sqrt(layer.rows) * into_breadth
+                    breadth = breadth + layer.lipschitz * into * spread(i, "width of e")
+            if not layer.removed.is_zero:
+                # By magnitude A is W, and the removed part meets h - e in place of h.
+                meets_e = self.by_magnitude and i > first
+                size = size + removed(i) * (radius(i) + into if meets_e else radius(i))
+                if hidden:
+                    breadth = breadth + removed_width(i)
+                    breadth = breadth + (removed(i) * into_breadth if meets_e else 0.0)
+            if hidden:
+                spare = (slope - self.least_slope) * math.sqrt(layer.rows / (2 * math.pi))
+                breadth = slope * breadth + spare * size
+                size = slope * size
+                breadth = np.minimum(breadth, math.sqrt(layer.rows) * size)
+                errors.append(size)
+        last = max(i for i, layer in enumerate(layers) if not layer.removed.is_zero)
+        return _Solution(size, [radius(i) for i in range(last + 1)], errors)
+
+    def apart(self, norm: Callable, spread: Callable) -> "_Solution":
+        """Theorem 8, part 5: `||F|| + ||f||`, which does not grow with depth as products do."""
+        radius, _, outputs = self.states(spread, "h")
+        eps = outputs() + self.states(spread, "h~")[2]()
+        return _Solution(eps, [radius(i) for i in range(len(self.layers))], [])
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """What `_Problem.solve` finds: numbers, or arrays of one shape.
+
+    Attributes:
+      eps: bound of the gap.
+      radii: bounds of ||h|| from the input on, as far as the proof needs them.
+      errors: bounds of ||e|| after each hidden layer.
+    """
+
+    eps: np.ndarray
+    radii: list
+    errors: list
+
+
+def certify_by_images(
+    network: Network, law: Law, method: str, removed: Sequence[float], delta: float
+) -> Certificate | None:
+    """Theorem 8 (README), for dense networks.
+
+    Args:
+      network: the network.
+      law: of the weights.
+      method: "random", "bernoulli" or "magnitude".
+      removed: weights removed from each layer, not all 0; expected number for "bernoulli".
+      delta: of the whole statement.
+
+    Returns:
+      The certificate; None for a convolution, or a law that is no Lipschitz function of a normal
+      variable.
+    """
+    dense = all(layer.kind == "dense" for layer in network.layers)
+    if not dense or law.family not in (laws.UNIFORM, laws.NORMAL):
+        return None
+    pruned = [i for i, k in enumerate(removed) if k > 0]
+    share = random_matrices.THRESHOLD_SHARE * delta / len(pruned)
+    parts = [
+        random_matrices.pruned_tails(layer, law, method, k, share)
+        for layer, k in zip(network.layers, removed, strict=True)
+    ]
+    problem = _problem(network, law, method, removed, parts)
+    spent = {i: part.spent for i, part in enumerate(parts)}
+    found = [_certificate(network, problem, problem.together, spent, delta)]
+    if method != "magnitude":
+        found.append(_certificate(network, problem, problem.apart, {}, delta))
+    return min(found, key=lambda certificate: certificate.eps)
+
+
+def _certificate(network, problem, proof, spent, delta) -> Certificate:
+    """The best split of delta among the events of `proof`, after what the thresholds spent."""
+    names, layers = network.names, problem.layers
+    rest = delta - sum(spent.values())
+    keys: list[Key] = []
+
+    def note(i, what):
+        keys.append((i, what))
+        return 1.0
+
+    proof(lambda i: note(i, REMOVED), note)
+
+    def solve(shares):
+        """`(b, events)` shares of `rest`."""
+        log_delta = dict(zip(keys, np.log(shares * rest).T, strict=True))
+        return proof(
+            lambda i: layers[i].removed.values(log_delta[i, REMOVED]),
+            lambda i, what: np.sqrt(-2.0 * log_delta[i, what]),
+        )
+
+    shares = best_shares(lambda shares: solve(shares).eps, len(keys))
+    solution = solve(shares[None])
+    events = []
+    for (i, what), part in zip(keys, (shares * rest).tolist(), strict=True):
+        if what == REMOVED:
+            bound = layers[i].removed.at(part)
+            part += spent.get(i, 0.0)
+        else:
+            bound = NormBound(math.sqrt(-2.0 * math.log(part)), "deviations", _REFERENCE)
+        events.append(Event(names[i], what, part, bound))
+    norms = {event.layer: event.bound.value for event in events if event.matrix == REMOVED}
+    nothing = (None,) * len(names)
+    return Certificate(
+        eps=_number(solution.eps),
+        delta=delta,
+        weights=nothing,
+        kept=nothing,
+        removed=tuple(
+            0.0 if layer.removed.is_zero else norms.get(name)
+            for name, layer in zip(names, layers, strict=True)
+        ),
+        order=tuple(
+            name for name, layer in zip(names, layers, strict=True) if not layer.removed.is_zero
+        ),
+        events=tuple(events),
+        route="images",
+        radii=tuple(map(_number, solution.radii)),
+        errors=tuple(map(_number, solution.errors)),
+    )
+
+
+def _number(x) -> float:
+    return float(np.ravel(x)[0])
+
+
+def _problem(network, law, method, removed, parts: list[PrunedTails]) -> _Problem:
+    s = network.activation
+    layers = []
+    for layer, k, part in zip(network.layers, removed, parts, strict=True):
+        scale = law.scale(*layer.fans)
+        variance = law.family.variance
+        if 0.0 < part.level < 1.0:
+            variance = math.exp(truncated_log_moments(law.family, part.level, 1)[0][0])
+        layers.append(
+            _Layer(
+                rows=layer.d_out,
+                columns=layer.d_in,
+                deviation=scale * gaussian_deviation(law.family),
+                lipschitz=scale * gaussian_lipschitz(law.family),
+                removed=part.removed,
+                frobenius=scale * math.sqrt(k * variance),
+                removed_lipschitz=scale * gaussian_lipschitz(law.family, part.level),
+            )
+        )
+    one_sided = s.lipschitz
+    if s.positively_homogeneous:
+        # s(z) = c z + (L - c) max(z, 0); the positive part of g has half of its energy.
+        one_sided = s.least_slope + (s.lipschitz - s.least_slope) / math.sqrt(2)
+    return _Problem(tuple(layers), one_sided, s.lipschitz, s.least_slope, method == "magnitude")

@@ -1,0 +1,262 @@
+"""Theorem 8 of the bounds' README, lemma by lemma, and its certificates against networks that NumPy samples.
+
+A random test fails falsely with probability below FALSE_ALARM.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from jaxprune import activations, bounds, laws, networks, pruning
+from jaxprune.bounds.images import REMOVED, certify_by_images
+from jaxprune.bounds.telescoped import certify_by_norms
+
+FALSE_ALARM = 1e-7
+NORMAL, UNIFORM = laws.normal(), laws.uniform(3**0.5)
+
+
+def sample(rng, law, rows, columns):
+    x = rng.uniform(-1, 1, (rows, columns))
+    if law.family is laws.NORMAL:
+        x = rng.standard_normal((rows, columns))
+    return law.scale(columns, rows) * x
+
+
+def mask_of(rng, w, method, k):
+    """True where a weight is kept."""
+    order = np.abs(w) if method == "magnitude" else rng.random(w.shape)
+    keep = np.ones(w.size, bool)
+    keep[np.argsort(order, axis=None)[:k]] = False
+    return keep.reshape(w.shape)
+
+
+SLOPES = {"relu": (0.0, 1.0), "leaky_relu(0.3)": (0.3, 1.0), "identity": (1.0, 1.0)}
+SMOOTH = {"tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2)}
+
+
+def activate(name, z):
+    """s(z) and s'(z)."""
+    if name in SMOOTH:
+        s, slope = SMOOTH[name]
+        return s(z), slope(z)
+    slope = np.where(z > 0, SLOPES[name][1], SLOPES[name][0])
+    return slope * z, slope
+
+
+def largest_norms(rng, ws, name, steps=15, starts=3):
+    """A lower bound of the largest norm of each hidden state over the ball, by ascent."""
+    found = []
+    for depth in range(1, len(ws) + 1):
+        x = rng.standard_normal((starts, ws[0].shape[1]))
+        best = 0.0
+        for _ in range(steps):
+            x /= np.linalg.norm(x, axis=1, keepdims=True)
+            h, slopes = x, []
+            for w in ws[:depth]:
+                h, slope = activate(name, h @ w.T)
+                slopes.append(slope)
+            best = max(best, np.linalg.norm(h, axis=1).max())
+            g = h
+            for w, slope in zip(ws[:depth][::-1], slopes[::-1], strict=True):
+                g = (g * slope) @ w
+            x = g
+        found.append(best)
+    return np.array(found)
+
+
+def gap(rng, ws, ks, name, steps=25, starts=4):
+    """A lower bound of the gap by ascent in float64."""
+    best = 0.0
+    x = rng.standard_normal((starts, ws[0].shape[1]))
+    for _ in range(steps):
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        outputs, tapes = [], []
+        for layers in (ws, ks):
+            h, slopes = x, []
+            for w in layers[:-1]:
+                h, slope = activate(name, h @ w.T)
+                slopes.append(slope)
+            outputs.append(h @ layers[-1].T)
+            tapes.append(slopes)
+        d = outputs[0] - outputs[1]
+        best = max(best, np.linalg.norm(d, axis=1).max())
+        pulled = []
+        for layers, slopes in zip((ws, ks), tapes, strict=True):
+            g = d @ layers[-1]
+            for w, slope in zip(layers[-2::-1], slopes[::-1], strict=True):
+                g = (g * slope) @ w
+            pulled.append(g)
+        x = pulled[0] - pulled[1]
+    return best
+
+
+# The lemmas
+
+
+def test_half_normal_is_below_normal_in_convex_order():
+    # E (|g| - E|g| - t)⁺ <= E (g - t)⁺ for all t, and both have mean 0.
+    mean = math.sqrt(2 / math.pi)
+    for t in np.linspace(-4, 5, 91):
+        low = max(0.0, t + mean)
+        tail = lambda x, low=low: 2 * (x - low) * stats.norm.pdf(x)
+        half = integrate.quad(tail, low, 12)[0] + max(0.0, -mean - t)
+        normal = stats.norm.pdf(t) - t * stats.norm.sf(t)
+        assert half <= normal + 1e-9
+
+
+def test_chevets_terms_bound_every_pair_of_a_unit_vector_and_a_state():
+    """The increments' inequality of the proof, by brute force over random pairs."""
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        u, v = rng.standard_normal((2, 3))
+        u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)
+        s, t = rng.standard_normal((2, 2)) * rng.random(2)[:, None] ** 2
+        r = max(np.linalg.norm(s), np.linalg.norm(t))
+        left = np.linalg.norm(np.outer(u, s) - np.outer(v, t)) ** 2
+        right = r**2 * np.linalg.norm(u - v) ** 2 + np.linalg.norm(s - t) ** 2
+        assert left <= right + 1e-12
+
+
+@pytest.mark.parametrize("least", [0.0, 0.3, 1.0])
+def test_width_of_slopes_times_a_set(least):
+    """`w({D d}) <= L w(d) + (L - c) √(n/2π) sup |d|` for a ball and a segment, by simulation."""
+    rng = np.random.default_rng(1)
+    n, draws = 40, 4000
+    g = rng.standard_normal((draws, n))
+    spare = (1 - least) * math.sqrt(n / (2 * math.pi))
+    # The ball: D d fills it.
+    assert np.linalg.norm(g, axis=1).mean() <= math.sqrt(n) + spare
+    # The segment between 0 and d: the best slopes are 1 where g d > 0, else c.
+    d = rng.standard_normal(n)
+    d /= np.linalg.norm(d)
+    products = g * d
+    ends = np.where(products > 0, products, least * products).sum(axis=1)
+    widths = np.maximum(ends, 0.0)
+    width = np.maximum(products.sum(axis=1), 0.0).mean()
+    error = stats.norm.isf(FALSE_ALARM) * widths.std() / math.sqrt(draws)
+    assert widths.mean() - error <= width + spare
+
+
+@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
+@pytest.mark.parametrize("method", ["random", "magnitude"])
+def test_mean_width_of_the_removed_part_s_image(law, method):
+    """With the identity it is E ||W₁ᵀ Pᵀ g|| <= std(W₁) √d₀ E ||P||_F, here computed."""
+    rng = np.random.default_rng(2)
+    n, k, draws = 40, 200, 400
+    values = []
+    for _ in range(draws):
+        w, v = sample(rng, law, n, n), sample(rng, law, n, n)
+        p = np.where(mask_of(rng, w, method, k), 0.0, w)
+        values.append(np.linalg.norm(v.T @ (p.T @ rng.standard_normal(n))))
+    network = networks.dense((n, n, n, n), activations.identity)
+    removed = [0, k, 0]
+    certificate = certify_by_images(network, law, method, removed, 1e-3)
+    assert {event.matrix for event in certificate.events} >= {REMOVED, "width of removed h"}
+    tau = math.sqrt(law.variance(n, n) * k)
+    if method == "magnitude":
+        q = k / n**2
+        lost = 1 - law.family.kept_energy(q)
+        tau = math.sqrt(law.variance(n, n) * n**2 * lost) * 1.2  # far above τ's fluctuation
+    bound = math.sqrt(law.variance(n, n) * n) * tau
+    error = stats.norm.isf(FALSE_ALARM) * np.std(values) / math.sqrt(draws)
+    assert np.mean(values) - error <= bound <= 1.3 * np.mean(values)
+
+
+# The theorem
+
+
+@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
+@pytest.mark.parametrize("name", ["relu", "leaky_relu(0.3)", "tanh"])
+@pytest.mark.parametrize(
+    "width, depth, trials",
+    [(16, 6, 20), (64, 6, 8), (256, 3, 3),
+     pytest.param(16, 30, 20, marks=pytest.mark.slow),
+     pytest.param(256, 30, 4, marks=pytest.mark.slow),
+     pytest.param(2048, 8, 2, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_radii_against_ascent(law, name, width, depth, trials):
+    activation = activations.leaky_relu(0.3) if "leaky" in name else getattr(activations, name)
+    network = networks.dense((width,) * (depth + 2), activation)
+    removed = [0] * depth + [width]  # the last layer, so that all radii are needed
+    delta = 0.05
+    radii = certify_by_images(network, law, "magnitude", removed, delta).radii[1:]
+    rng = np.random.default_rng(width + depth)
+    exceeded, ratios = 0, []
+    for _ in range(trials):
+        ws = [sample(rng, law, width, width) for _ in range(depth)]
+        found = largest_norms(rng, ws, name)
+        exceeded += np.any(found > radii)
+        ratios.append(found / radii)
+    assert exceeded <= stats.binom.isf(FALSE_ALARM, trials, delta)
+    assert np.median(ratios, axis=0)[0] > 0.4  # of use, not only true
+
+
+@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
+@pytest.mark.parametrize("method", ["random", "magnitude"])
+@pytest.mark.parametrize("name", ["relu", "tanh", "identity"])
+@pytest.mark.parametrize(
+    "widths, pruned",
+    [((32, 32, 32, 32), (1,)), ((24, 40, 16, 8), (0, 1, 2)), ((20, 20, 20, 20, 20), (1, 2))],
+)
+def test_certificates_against_ascent(law, method, name, widths, pruned):
+    delta, trials = 0.2, 15
+    network = networks.dense(widths, getattr(activations, name))
+    removed = [c // 8 if i in pruned else 0 for i, c in enumerate(network.weight_counts)]
+    eps = certify_by_images(network, law, method, removed, delta).eps
+    rng = np.random.default_rng(sum(widths))
+    found = []
+    for _ in range(trials):
+        ws = [sample(rng, law, n, m) for m, n in itertools.pairwise(widths)]
+        ks = [w * mask_of(rng, w, method, k) for w, k in zip(ws, removed, strict=True)]
+        found.append(gap(rng, ws, ks, name))
+    assert np.sum(np.array(found) > eps) <= stats.binom.isf(FALSE_ALARM, trials, delta)
+    assert np.median(found) > 0.01 * eps
+
+
+def test_deep_networks_are_bounded_by_their_images():
+    """At depth 30 the product of norms has 2^30; the images' radii grow like the depth."""
+    network = networks.dense((512,) * 31)
+    removed = [0, *[512] * 28, 0]
+    images = certify_by_images(network, NORMAL, "random", [512**2 // 2] * 30, 0.01)
+    norms = certify_by_norms(network, NORMAL, "random", [512**2 // 2] * 30, 0.01)
+    assert images.eps < 100 < 1e9 < norms.eps
+    few = certify_by_images(network, NORMAL, "random", removed, 0.01)
+    assert few.eps <= images.eps
+    assert bounds.certify(network, NORMAL, pruning.random, pruning.Fraction(0.5), layers="all",
+                          delta=0.01) == images  # fmt: skip
+
+
+@pytest.mark.parametrize("method", pruning.METHODS)
+@pytest.mark.parametrize("pruned", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_shares_add_up_and_each_event_is_stated(method, pruned):
+    network = networks.dense((16, 24, 20, 10))
+    removed = [40 if i in pruned else 0 for i in range(3)]
+    certificate = certify_by_images(network, UNIFORM, method, removed, 0.1)
+    assert sum(event.delta for event in certificate.events) == pytest.approx(0.1, rel=1e-12)
+    assert len({(event.layer, event.matrix) for event in certificate.events}) == len(
+        certificate.events
+    )
+    assert certificate.order == tuple(network.names[i] for i in pruned)
+    assert certificate.eps > 0 and certificate.route == "images"
+
+
+def test_no_answer_where_the_theorem_has_none():
+    conv = networks.convolutional((2, 3, 3), 5)
+    assert certify_by_images(conv, NORMAL, "random", [5, 5], 0.1) is None
+
+
+@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
+def test_a_certificate_is_the_better_of_both_routes(law):
+    routes = set()
+    for width in (32, 512):
+        network = networks.dense((width,) * 6)
+        removed = [0, *[width] * 3, 0]
+        best = bounds.certify(network, law, pruning.magnitude, pruning.Count(width), delta=0.05)
+        both = [f(network, law, "magnitude", removed, 0.05) for f in
+                (certify_by_norms, certify_by_images)]  # fmt: skip
+        assert best == min(both, key=lambda c: c.eps)
+        routes.add(best.route)
+    assert "images" in routes
