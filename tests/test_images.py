@@ -1,4 +1,4 @@
-"""Theorem 8 of the bounds' README, lemma by lemma, and its certificates against networks that NumPy samples.
+"""Theorem 8 of the bounds' README, lemma by lemma, and its certificates against ascent in NumPy.
 
 A random test fails falsely with probability below FALSE_ALARM.
 """
@@ -11,8 +11,12 @@ import pytest
 from scipy import integrate, stats
 
 from jaxprune import activations, bounds, laws, networks, pruning
-from jaxprune.bounds.images import REMOVED, certify_by_images
+from jaxprune.bounds.images import REMOVED, _problem, certify_by_images
+from jaxprune.bounds.norm_family import ORDERS
+from jaxprune.bounds.random_matrices import pruned_tails
+from jaxprune.bounds.row_sums import row_sum_tail
 from jaxprune.bounds.telescoped import certify_by_norms
+from jaxprune.bounds.trace_moments import Size
 
 FALSE_ALARM = 1e-7
 NORMAL, UNIFORM = laws.normal(), laws.uniform(3**0.5)
@@ -163,6 +167,72 @@ def test_mean_width_of_the_removed_part_s_image(law, method):
     bound = math.sqrt(law.variance(n, n) * n) * tau
     error = stats.norm.isf(FALSE_ALARM) * np.std(values) / math.sqrt(draws)
     assert np.mean(values) - error <= bound <= 1.3 * np.mean(values)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.2, 0.03])
+@pytest.mark.parametrize("family", [laws.NORMAL, laws.UNIFORM], ids=lambda f: f.name)
+def test_moments_of_row_sums_against_enumeration(family, density):
+    """`E (Σ_i S_i²)^p`, all products of entries written out."""
+    n, m = 2, 3
+    moments = np.array([family.log_moment(k) for k in range(1, ORDERS[-1] + 1)])
+    tail = row_sum_tail(moments, density, Size(n, m, 1, 1), 1.0)
+    for p in (1, 2, 3):
+        exact = 0.0
+        for rows in itertools.product(range(n), repeat=p):
+            for columns in itertools.product(range(m), repeat=2 * p):
+                cells = [(rows[t // 2], columns[t]) for t in range(2 * p)]
+                uses = [cells.count(cell) for cell in set(cells)]
+                if not any(u % 2 for u in uses):
+                    exact += math.prod(density * math.exp(moments[u // 2 - 1]) for u in uses)
+        found = tail.members[0].log_moments[ORDERS.index(p)]
+        assert found == pytest.approx(math.log(exact), abs=1e-10)
+
+
+@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
+@pytest.mark.parametrize("method", ["random", "magnitude"])
+def test_the_removed_part_against_one_sign(law, method):
+    """`E ||P |g|||` of simulated removed parts exceeds its bound no more often than delta."""
+    rng = np.random.default_rng(3)
+    n, m, k, delta, trials = 30, 20, 60, 0.2, 200
+    network = networks.dense((9, m, n), activations.relu)
+    problem = _problem(
+        network, law, method, [0, k],
+        [pruned_tails(layer, law, method, c, 0.01)
+         for layer, c in zip(network.layers, [0, k], strict=True)],
+    )  # fmt: skip
+    bound = problem.layers[1].one_sign.at(delta).value
+    found = []
+    for _ in range(trials):
+        w = sample(rng, law, n, m)
+        p = np.where(mask_of(rng, w, method, k), 0.0, w)
+        found.append(np.linalg.norm(np.abs(rng.standard_normal((400, m))) @ p.T, axis=1).mean())
+    exceeded = np.sum(np.array(found) > bound)
+    assert exceeded <= stats.binom.isf(FALSE_ALARM, trials, delta + 0.01)
+    assert bound <= 2 * np.quantile(found, 1 - delta)
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu(0.3)", "identity"])
+def test_gordons_comparison_of_a_removed_part_s_image(name):
+    """For fixed P: the mean over a Gaussian W of `sup ||P s(W x)||` is at most
+    `σ (E ||P |g||| + ||P|| √d)`; ascent from below."""
+    rng = np.random.default_rng(4)
+    n, draws = 40, 40
+    p = rng.standard_normal((n, n)) * (rng.random((n, n)) < 0.1)
+    found = []
+    for _ in range(draws):
+        w = rng.standard_normal((n, n)) / math.sqrt(n)
+        x, best = rng.standard_normal((8, n)), 0.0
+        for _ in range(40):
+            x /= np.linalg.norm(x, axis=1, keepdims=True)
+            h, slope = activate(name, x @ w.T)
+            y = h @ p.T
+            best = max(best, np.linalg.norm(y, axis=1).max())
+            x = ((y @ p) * slope) @ w
+        found.append(best)
+    one_sign = np.linalg.norm(np.abs(rng.standard_normal((4000, n))) @ p.T, axis=1).mean()
+    bound = (one_sign + np.linalg.norm(p, 2) * math.sqrt(n)) / math.sqrt(n)
+    error = stats.norm.isf(FALSE_ALARM) * np.std(found) / math.sqrt(draws)
+    assert np.mean(found) - error <= bound <= 2 * np.mean(found)
 
 
 # The theorem

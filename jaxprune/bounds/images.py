@@ -18,15 +18,17 @@ import numpy as np
 from jaxprune import laws
 from jaxprune.bounds import random_matrices
 from jaxprune.bounds.domination import gaussian_deviation, gaussian_lipschitz
-from jaxprune.bounds.norm_family import NormBound, Tail
+from jaxprune.bounds.norm_family import ORDERS, ZERO, NormBound, Tail
 from jaxprune.bounds.proof import Certificate, Event, best_shares
 from jaxprune.bounds.random_matrices import PrunedTails
-from jaxprune.bounds.trace_moments import truncated_log_moments
+from jaxprune.bounds.row_sums import row_sum_tail
+from jaxprune.bounds.trace_moments import size_of, truncated_log_moments
 from jaxprune.laws import Law
 from jaxprune.networks import Network
 
-_REFERENCE = "README theorem 8: Chevet, contraction, Gaussian concentration"
-REMOVED = "removed"
+_REFERENCE = "README theorem 8: Chevet, Gordon, contraction, Gaussian concentration"
+_THRESHOLD = "README theorem 2: the threshold's quantile level"
+REMOVED, ONE_SIGN = "removed", "removed against one sign"
 
 Key = tuple[int, str]
 """A layer, counted from 0, and the supremum that one event bounds."""
@@ -41,6 +43,7 @@ class _Layer:
       deviation: of Gaussian entries that dominate W's in convex order.
       lipschitz: of W's entries as functions of normal variables.
       removed: the norm of W - W∘M.
+      one_sign: that of `row_sum_tail` for W - W∘M.
       frobenius: at least the root of `E ||W - W∘M||_F²`.
       removed_lipschitz: `lipschitz` of the removed entries, given which they are.
     """
@@ -50,6 +53,7 @@ class _Layer:
     deviation: float
     lipschitz: float
     removed: Tail
+    one_sign: Tail
     frobenius: float
     removed_lipschitz: float
 
@@ -63,6 +67,8 @@ class _Problem:
       one_sided: m with `||s(G t)|| <= m √rows ||t||` in the mean, G standard Gaussian.
       slope: the largest of the activation.
       least_slope: the least.
+      homogeneous: the activation has no other slopes.
+      gaussian: the weights are normal.
       by_magnitude: the kept part depends on the removed one.
     """
 
@@ -70,6 +76,8 @@ class _Problem:
     one_sided: float
     slope: float
     least_slope: float
+    homogeneous: bool
+    gaussian: bool
     by_magnitude: bool
 
     def states(self, spread: Callable, of: str) -> tuple[Callable, Callable, Callable]:
@@ -111,13 +119,22 @@ class _Problem:
         """Theorem 8, parts 1 to 4: the differences e are carried through the layers.
 
         Args:
-          norm: `layer -> bound of ||W - W∘M||`.
+          norm: `(layer, what) -> bound of that norm of W - W∘M`.
           spread: `(layer, what) -> √(2 log(1/δ))` with the δ of that event.
         """
         layers, slope = self.layers, self.slope
         first = next(i for i, layer in enumerate(layers) if not layer.removed.is_zero)
-        removed = cache(norm)
+        removed = cache(lambda i: norm(i, REMOVED))
         radius, width, _ = self.states(spread, "h")
+
+        def removed_radius(i):
+            """Of the image of the target states under the removed part of layer i."""
+            if i == 0 or not (self.homogeneous and self.gaussian):
+                return removed(i) * radius(i)
+            before, r = layers[i - 1], radius(i - 1)
+            mean = before.deviation * (norm(i, ONE_SIGN) * r + removed(i) * width(i - 1))
+            spreading = before.lipschitz * r * removed(i) * spread(i, "radius of removed h")
+            return slope * (mean + spreading)
 
         def removed_width(i):
             """Of the image of the target states under the removed part of layer i."""
@@ -146,7 +163,7 @@ class _Problem:
             if not layer.removed.is_zero:
                 # By magnitude A is W, and the removed part meets h - e in place of h.
                 meets_e = self.by_magnitude and i > first
-                size = size + removed(i) * (radius(i) + into if meets_e else radius(i))
+                size = size + removed_radius(i) + (removed(i) * into if meets_e else 0.0)
                 if hidden:
                     breadth = breadth + removed_width(i)
                     breadth = breadth + (removed(i) * into_breadth if meets_e else 0.0)
@@ -224,13 +241,16 @@ def _certificate(network, problem, proof, spent, delta) -> Certificate:
         keys.append((i, what))
         return 1.0
 
-    proof(lambda i: note(i, REMOVED), note)
+    proof(note, note)
+
+    def tail(i, what):
+        return layers[i].one_sign if what == ONE_SIGN else layers[i].removed
 
     def solve(shares):
         """`(b, events)` shares of `rest`."""
         log_delta = dict(zip(keys, np.log(shares * rest).T, strict=True))
         return proof(
-            lambda i: layers[i].removed.values(log_delta[i, REMOVED]),
+            lambda i, what: tail(i, what).values(log_delta[i, what]),
             lambda i, what: np.sqrt(-2.0 * log_delta[i, what]),
         )
 
@@ -238,19 +258,22 @@ def _certificate(network, problem, proof, spent, delta) -> Certificate:
     solution = solve(shares[None])
     events = []
     for (i, what), part in zip(keys, (shares * rest).tolist(), strict=True):
-        if what == REMOVED:
-            bound = layers[i].removed.at(part)
-            part += spent.get(i, 0.0)
+        if what in (REMOVED, ONE_SIGN):
+            bound = tail(i, what).at(part)
         else:
             bound = NormBound(math.sqrt(-2.0 * math.log(part)), "deviations", _REFERENCE)
         events.append(Event(names[i], what, part, bound))
+    events += [
+        Event(names[i], "threshold", part, NormBound(1.0, "order statistic", _THRESHOLD))
+        for i, part in spent.items()
+        if part
+    ]
     norms = {event.layer: event.bound.value for event in events if event.matrix == REMOVED}
-    nothing = (None,) * len(names)
     return Certificate(
         eps=_number(solution.eps),
         delta=delta,
-        weights=nothing,
-        kept=nothing,
+        weights=(None,) * len(names),
+        kept=(None,) * len(names),
         removed=tuple(
             0.0 if layer.removed.is_zero else norms.get(name)
             for name, layer in zip(names, layers, strict=True)
@@ -274,9 +297,13 @@ def _problem(network, law, method, removed, parts: list[PrunedTails]) -> _Proble
     layers = []
     for layer, k, part in zip(network.layers, removed, parts, strict=True):
         scale = law.scale(*layer.fans)
-        variance = law.family.variance
+        log_moments = np.array([law.family.log_moment(j) for j in range(1, ORDERS[-1] + 1)])
         if 0.0 < part.level < 1.0:
-            variance = math.exp(truncated_log_moments(law.family, part.level, 1)[0][0])
+            log_moments = truncated_log_moments(law.family, part.level, ORDERS[-1])[0]
+        one_sign = ZERO
+        if k > 0:
+            size = size_of(layer)
+            one_sign = row_sum_tail(log_moments, k / size.weights, size, scale)
         layers.append(
             _Layer(
                 rows=layer.d_out,
@@ -284,7 +311,8 @@ def _problem(network, law, method, removed, parts: list[PrunedTails]) -> _Proble
                 deviation=scale * gaussian_deviation(law.family),
                 lipschitz=scale * gaussian_lipschitz(law.family),
                 removed=part.removed,
-                frobenius=scale * math.sqrt(k * variance),
+                one_sign=one_sign,
+                frobenius=scale * math.sqrt(k * math.exp(log_moments[0])),
                 removed_lipschitz=scale * gaussian_lipschitz(law.family, part.level),
             )
         )
@@ -292,4 +320,12 @@ def _problem(network, law, method, removed, parts: list[PrunedTails]) -> _Proble
     if s.positively_homogeneous:
         # s(z) = c z + (L - c) max(z, 0); the positive part of g has half of its energy.
         one_sided = s.least_slope + (s.lipschitz - s.least_slope) / math.sqrt(2)
-    return _Problem(tuple(layers), one_sided, s.lipschitz, s.least_slope, method == "magnitude")
+    return _Problem(
+        tuple(layers),
+        one_sided,
+        slope=s.lipschitz,
+        least_slope=s.least_slope,
+        homogeneous=s.positively_homogeneous,
+        gaussian=law.family is laws.NORMAL,
+        by_magnitude=method == "magnitude",
+    )
