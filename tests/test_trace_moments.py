@@ -2,17 +2,23 @@
 
 import itertools
 import math
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from random_layers import LAWS
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from jaxprune import laws, networks
 from jaxprune.bounds import trace_moments
+from jaxprune.bounds.closed_walks import HIGHEST_ORDER, _log_tree_walks, all_shapes
 from jaxprune.bounds.norm_family import ORDERS
-from jaxprune.bounds.wishart import log_trace_moment, log_trace_moment_estimate
+from jaxprune.bounds.wishart import (
+    log_shape_counts,
+    log_trace_moment,
+    log_trace_moment_estimate,
+)
 
 # Trace moments of a Gaussian matrix
 
@@ -64,6 +70,81 @@ def test_trace_moment_lies_between_its_neighbours(n, m, p):
     assert log_trace_moment_estimate(n, m, p) <= log_trace_moment(n, m, p) <= above
 
 
+def closed_walks(n, m, p):
+    """Cells of each closed walk of length 2p, with how often they are used; even uses alone."""
+    for rows in itertools.product(range(n), repeat=p):
+        for columns in itertools.product(range(m), repeat=p):
+            cells = [(rows[(t + 1) // 2 % p], columns[t // 2]) for t in range(2 * p)]
+            uses = Counter(cells)
+            if not any(u % 2 for u in uses.values()):
+                yield uses
+
+
+def on_a_tree(uses):
+    rows, columns = {i for i, _ in uses}, {j for _, j in uses}
+    return len(uses) == len(rows) + len(columns) - 1
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_shape_counts_by_enumeration(p):
+    # A shape with u rows and v columns is met (u)_u (v)_v times in a u x v matrix.
+    for u, v in itertools.product(range(1, p + 1), repeat=2):
+        total = sum(
+            math.prod(math.prod(range(1, k, 2)) for k in uses.values())
+            for uses in closed_walks(u, v, p)
+            if len({i for i, _ in uses}) == u and len({j for _, j in uses}) == v
+        )
+        count = total / (math.factorial(u) * math.factorial(v))
+        assert math.exp(log_shape_counts(p)[u, v]) == pytest.approx(count, rel=1e-12)
+
+
+@pytest.mark.parametrize("n, m, p", [(1, 1, 5), (4, 7, 6), (30, 11, 24), (512, 512, 64)])
+def test_shape_counts_make_up_the_trace_moment(n, m, p):
+    def falling(size):
+        factors = np.maximum(size - np.arange(p), 0)
+        return np.concatenate(
+            [[0.0], np.cumsum([math.log(f) if f else -math.inf for f in factors])]
+        )
+
+    total = special.logsumexp(log_shape_counts(p) + falling(n)[:, None] + falling(m))
+    assert total == pytest.approx(log_trace_moment(n, m, p), rel=1e-12)
+    # Trees on p + 1 vertices: Narayana's numbers.
+    u = np.arange(1, p + 1)
+    narayana = special.binom(p, u) * special.binom(p, u - 1) / p
+    assert np.exp(log_shape_counts(p)[u, p + 1 - u]) == pytest.approx(narayana, rel=1e-10)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_tree_walks_by_enumeration(p):
+    weight = np.array([1.0, 0.3, 2.5, 0.7])
+    for n, m in ((3.0, 3.0), (0.2, 40.0), (7.0, 1.0)):
+        total = 0.0
+        for u, v in itertools.product(range(1, p + 1), repeat=2):
+            if u + v > p + 1:
+                continue
+            shapes = sum(
+                math.prod(weight[k // 2 - 1] for k in uses.values())
+                for uses in closed_walks(u, v, p)
+                if on_a_tree(uses)
+                and len({i for i, _ in uses}) == u
+                and len({j for _, j in uses}) == v
+            ) / (math.factorial(u) * math.factorial(v))
+            total += n**u * m**v * shapes
+        found = _log_tree_walks(np.log(weight), n, m, 4)[p]
+        assert found == pytest.approx(math.log(total), rel=1e-12)
+
+
+def test_tree_walks_give_up_before_they_overflow():
+    log_moment = np.array([laws.NORMAL.log_moment(k) for k in range(1, 65)])
+    for density, n, m in ((1e-12, 2, 2), (1e-3, 8, 8), (0.5, 1, 100_000), (1.0, 4096, 4096)):
+        walks = _log_tree_walks(log_moment + math.log(density), n, m, 64)[1:]
+        assert not np.any(np.isnan(walks)) and not np.any(np.isneginf(walks))
+        finite = walks[np.isfinite(walks)]
+        # The star with p edges, each used twice, is one of them.
+        star = np.arange(1, 65) * (math.log(density) + math.log(m)) + math.log(n)
+        assert np.all(finite >= star[: len(finite)])
+
+
 # The comparison theorem
 
 
@@ -72,17 +153,31 @@ def test_trace_moment_lies_between_its_neighbours(n, m, p):
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 0.01])
 def test_comparison_bounds_the_exact_sum_over_walks(law, n, m, p, density):
     log_moment = np.array([law.family.log_moment(k) for k in range(1, p + 1)])
-    exact = 0.0
-    for rows in itertools.product(range(n), repeat=p):
-        for columns in itertools.product(range(m), repeat=p):
-            cells = [(rows[(t + 1) // 2 % p], columns[t // 2]) for t in range(2 * p)]
-            uses = [cells.count(cell) for cell in set(cells)]
-            if not any(u % 2 for u in uses):
-                exact += math.prod(density * math.exp(log_moment[u // 2 - 1]) for u in uses)
-    bound = trace_moments.comparison(log_moment, density, n, m, p)
-    assert math.log(exact) <= bound + 1e-12
+    exact = math.log(
+        sum(
+            math.prod(density * math.exp(log_moment[k // 2 - 1]) for k in uses.values())
+            for uses in closed_walks(n, m, p)
+        )
+    )
+    for compare in (trace_moments.comparison, trace_moments.tree_walks):
+        bound = compare(log_moment, density, n, m, [p])[0]
+        assert exact <= bound + 1e-12
+    gaussian = trace_moments.same_variance(log_moment, density, n, m, [p])[0]
+    other = trace_moments._other_size(log_moment, density, n, m, p)
+    best = trace_moments.comparison(log_moment, density, n, m, [p])[0]
+    assert exact <= best + 1e-12 <= min(other, gaussian) + 2e-12
     if density == 1.0 and law.family is laws.NORMAL:
-        assert math.log(exact) == pytest.approx(bound, rel=1e-12)
+        assert (best, gaussian, other) == pytest.approx((exact,) * 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("family", [laws.UNIFORM, laws.NORMAL], ids=lambda f: f.name)
+@pytest.mark.parametrize("n, m, density", [(64, 64, 0.05), (512, 64, 0.01), (16, 300, 0.7)])
+def test_counted_shapes_are_no_worse_than_another_size(family, n, m, density):
+    orders = (1, 5, 16, 40, HIGHEST_ORDER)
+    log_moment = np.array([family.log_moment(k) for k in range(1, HIGHEST_ORDER + 1)])
+    counted = all_shapes(log_moment, density, n, m, orders)
+    other = [trace_moments._other_size(log_moment, density, n, m, p) for p in orders]
+    assert np.all(counted <= np.array(other) + 1e-9)
 
 
 @pytest.mark.parametrize("family", [laws.UNIFORM, laws.NORMAL], ids=lambda f: f.name)

@@ -30,6 +30,7 @@ from jaxprune.bounds.trace_moments import (
     same_variance,
     size_of,
     trace_log_moments,
+    tree_walks,
     truncated_log_moments,
 )
 from jaxprune.laws import Family, Law
@@ -41,6 +42,7 @@ THRESHOLD_SHARE = 0.1
 """The part of delta that the threshold of magnitude pruning uses."""
 
 _COMPARISON = "closed walks against a Gaussian matrix, README theorems 1 and 4, Markov's inequality"
+_TREE_WALKS = "closed walks, those on trees by themselves, README theorems 1 and 4, Markov"
 _SAME_VARIANCE = "README theorems 1 and 4 with ρ = 1, Markov's inequality"
 _BERNSTEIN = "Tropp 2015, Theorem 6.1.1; README, theorem 3"
 _GAUSSIAN = "Davidson & Szarek 2001, Theorem II.13; of a masked matrix, README theorem 3"
@@ -57,6 +59,7 @@ def _moment_members(log_moment, density, size, bound, whole=None) -> tuple[Membe
     members: list[Member] = []
     for name, reference, compare in (
         ("comparison", _COMPARISON, comparison),
+        ("tree walks", _TREE_WALKS, tree_walks),
         ("same variance", _SAME_VARIANCE, same_variance),
     ):
         moments = trace_log_moments(log_moment, density, size, compare)

@@ -6,12 +6,13 @@ of the kernel's taps (README, theorem 4).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
+from jaxprune.bounds.closed_walks import HIGHEST_ORDER, all_shapes, trees_apart
 from jaxprune.bounds.norm_family import ORDERS
 from jaxprune.bounds.wishart import log_trace_moment, log_trace_moment_estimate
 from jaxprune.laws import Family
@@ -50,28 +51,66 @@ def size_of(layer: Layer) -> Size:
     return Size(layer.c_out, layer.c_in, layer.kernel**2, frequencies)
 
 
-def comparison(log_moment: np.ndarray, density: float, n: int, m: int, p: int) -> float:
-    """A bound on `log E tr (X Xᵀ)^p` by Gaussian matrices of other sizes (README, theorem 1).
+def comparison(
+    log_moment: np.ndarray, density: float, n: int, m: int, orders: Sequence[int] = ORDERS
+) -> np.ndarray:
+    """A bound on `log E tr (X Xᵀ)^p` by the closed walks of Gaussian matrices (README, theorem 1).
 
     X has n x m entries, each kept with probability `density`, the kept ones independent symmetric
-    with `E X^(2k) <= μ_k` (or dominated by such in each walk). For every σ with
-    `ρ = max_k density μ_k / (σ^(2k) (2k-1)!!) <= 1` and all r >= min(n, p), s >= min(m, p)
+    with `E X^(2k) <= μ_k` (or dominated by such in each walk). Up to HIGHEST_ORDER the shapes of
+    the walks are counted; beyond it they are compared with a Gaussian matrix of another size.
+
+    Args:
+      log_moment: `log μ_k` for k = 1, 2, ..., up to the highest order at least.
+      density: the probability of being kept.
+      n: rows.
+      m: columns.
+      orders: the p.
+
+    Returns:
+      `(orders,)`, the logarithm of the bound.
+    """
+    counted = [p for p in orders if p <= HIGHEST_ORDER]
+    bound = dict(zip(counted, all_shapes(log_moment, density, n, m, counted), strict=True))
+    return np.array(
+        [bound[p] if p in bound else _other_size(log_moment, density, n, m, p) for p in orders]
+    )
+
+
+def tree_walks(
+    log_moment: np.ndarray, density: float, n: int, m: int, orders: Sequence[int] = ORDERS
+) -> np.ndarray:
+    """`comparison` of the walks that do not run on a tree; those that do have their own weights.
+
+    Args and result are those of `comparison`; infinity beyond HIGHEST_ORDER.
+    """
+    counted = [p for p in orders if p <= HIGHEST_ORDER]
+    bound = dict(zip(counted, trees_apart(log_moment, density, n, m, counted), strict=True))
+    return np.array([bound.get(p, math.inf) for p in orders])
+
+
+def same_variance(
+    log_moment: np.ndarray, density: float, n: int, m: int, orders: Sequence[int] = ORDERS
+) -> np.ndarray:
+    """Comparison with a Gaussian matrix of the same size: exact if X is Gaussian.
+
+    Args and result are those of `comparison`.
+    """
+    k = np.arange(1, max(orders) + 1)
+    relative = math.log(density) + log_moment[: max(orders)] - _log_double_factorial(max(orders))
+    log_variance = np.maximum.accumulate(relative / k)
+    return np.array([p * log_variance[p - 1] + log_trace_moment(n, m, p) for p in orders])
+
+
+def _other_size(log_moment, density, n, m, p):
+    """For every σ with `ρ = max_k density μ_k / (σ^(2k) (2k-1)!!) <= 1`, r >= min(n, p) and
+    s >= min(m, p)
 
         E tr (X Xᵀ)^p <= C σ^(2p) E tr (G Gᵀ)^p,    G standard Gaussian, r x s,
         C = max over u + v <= p + 1 of (n)_u (m)_v ρ^(u+v-1) / ((r)_u (s)_v).
 
     σ, r and s are free: a grid is searched with an estimate of the Gaussian moment, and the best
     is evaluated exactly. For dense X and for mild densities it is `r = n, s = m, ρ = 1`.
-
-    Args:
-      log_moment: `(p,)` or longer, `log μ_k` for k = 1, 2, ...
-      density: the probability of being kept.
-      n: rows.
-      m: columns.
-      p: the order.
-
-    Returns:
-      The logarithm of the bound.
     """
     k = np.arange(1, p + 1)
     relative = math.log(density) + log_moment[:p] - _log_double_factorial(p)
@@ -90,23 +129,13 @@ def comparison(log_moment: np.ndarray, density: float, n: int, m: int, p: int) -
     return float(outside[best]) + log_trace_moment(int(r[best]), int(s[best]), p)
 
 
-def same_variance(log_moment: np.ndarray, density: float, n: int, m: int, p: int) -> float:
-    """`comparison` with a Gaussian matrix of the same size (`ρ = 1`): exact if X is Gaussian.
-
-    Args and result are those of `comparison`.
-    """
-    k = np.arange(1, p + 1)
-    relative = math.log(density) + log_moment[:p] - _log_double_factorial(p)
-    return p * float(np.max(relative / k)) + log_trace_moment(n, m, p)
-
-
 def _log_double_factorial(p):
     """`log (2k-1)!!` for k = 1 .. p."""
     return np.cumsum(np.log(2 * np.arange(1, p + 1) - 1.0))
 
 
 def _log_shapes(log_rho, n, m, r, s, p):
-    """log C of `comparison`, one a candidate `(log_rho, r, s)`."""
+    """log C of `_other_size`, one a candidate `(log_rho, r, s)`."""
 
     def ratios(size, other):
         # log (size)_u / (other)_u for u = 1, 2, ...; a walk sees no more vertices than there are.
@@ -165,11 +194,11 @@ def trace_log_moments(
       log_moment: `log μ_k` of a weight that is present, k = 1 .. the highest order.
       density: the probability that it is.
       size: of the layer.
-      compare: `comparison` or `same_variance`.
+      compare: `comparison`, `tree_walks` or `same_variance`.
     """
     log_sum, present = sum_log_moments(log_moment, density, size.taps)
     union = math.log(size.frequencies)
-    return tuple(union + compare(log_sum, present, size.rows, size.columns, p) for p in ORDERS)
+    return tuple((union + compare(log_sum, present, size.rows, size.columns)).tolist())
 
 
 def truncated_log_moments(family: Family, level: float, p: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,9 @@ import numpy as np
 from jaxprune import validation
 
 
-def _products(factors) -> list[int]:
+def _products(factors, one=1) -> list:
     """`[1, f_1, f_1 f_2, ...]`."""
-    return list(accumulate(factors, mul, initial=1))
+    return list(accumulate(factors, mul, initial=one))
 
 
 @lru_cache(maxsize=4096)
@@ -33,9 +33,63 @@ def log_trace_moment(n: int, m: int, p: int) -> float:
     Symmetric Functions and Hall Polynomials, 2nd ed., chapters VI.10 (θ, j) and VII (E Z_λ).
     """
     n, m, p = (validation.integer(k, v, 1) for k, v in (("n", n), ("m", m), ("p", p)))
-    first = _products((n + 2 * j) * (m + 2 * j) for j in range(p))
-    second = _products((n + 2 * j - 1) * (m + 2 * j - 1) for j in range(p))
-    column = _products((n - i) * (m - i) for i in range(2, p))
+    shift = 256  # guard bits: every term is cut to a multiple of 2^-256
+    columns = _zonal_values(m, p)
+    total = sum(
+        (numerator * z * columns[shape] << shift) // denominator
+        for (shape, z), (numerator, denominator) in zip(
+            _zonal_values(n, p).items(), _zonal_coefficients(p).values(), strict=True
+        )
+    )
+    return math.log(total) - shift * math.log(2.0)
+
+
+@lru_cache(maxsize=64)
+def log_shape_counts(p: int) -> np.ndarray:
+    """Logarithms of the whole numbers c in `E tr (G Gᵀ)^p = Σ c[u, v] (n)_u (m)_v`, all n and m.
+
+    c[u, v] adds up `∏ (2k_e - 1)!!` over the shapes of closed walks with u rows and v columns
+    that use edge e `2k_e` times (README, theorem 1); it vanishes unless u, v >= 1, u + v <= p + 1.
+    Read off by differences: `c[u, v] = Δ_n^u Δ_m^v E tr (G Gᵀ)^p / (u! v!)` at n = m = 0.
+
+    Returns:
+      `(p + 1, p + 1)`, symmetric; -inf where c vanishes.
+    """
+    sizes = np.arange(p + 1).astype(object)
+    shift = 2 * p * (3 * p).bit_length() + 64  # |z(n) z(m)| < (3p)^(2p): terms are cut below 2^-64
+    table = np.zeros((p + 1, p + 1), object)
+    coefficients = _zonal_coefficients(p)
+    for shape, z in _zonal_values(sizes, p).items():
+        numerator, denominator = coefficients[shape]
+        scaled = z * ((numerator << shift) // denominator)
+        for n in range(1, (p + 1) // 2 + 1):  # n <= m and n + m <= p + 1 are enough
+            if scaled[n]:
+                table[n, n : p + 2 - n] += scaled[n] * z[n : p + 2 - n]
+    table = (table + (1 << (shift - 1))) >> shift
+    table = np.triu(table) + np.triu(table, 1).T
+    for _ in range(2):
+        for order in range(1, p + 1):
+            table[order:] = table[order:] - table[order - 1 : -1]
+        table = table.T
+    factorials = np.array(_products(range(1, p + 1)), object)
+    counts = table // np.outer(factorials, factorials)
+    u = np.arange(p + 1)
+    counts[np.add.outer(u, u) > p + 1] = 0  # the table was not filled there
+    return np.array([[math.log(c) if c else -math.inf for c in row] for row in counts])
+
+
+def _zonal_values(n, p) -> dict:
+    """z_λ(n) by `(a, b)` of λ = (a, b, 1, ..., 1); n is a number or an object array of them."""
+    one = n**0
+    first = _products((n + 2 * j for j in range(p)), one)
+    second = _products((n + 2 * j - 1 for j in range(p)), one)
+    column = _products((n - i for i in range(2, p)), one)
+    return {(a, b): first[a] * second[b] * column[p - a - b] for a, b in _partitions(p)}
+
+
+@lru_cache(maxsize=64)
+def _zonal_coefficients(p) -> dict:
+    """Numerator and denominator of `2 p θ_λ / j_λ` by `(a, b)` of λ = (a, b, 1, ..., 1)."""
     theta_first = [1, *_products(2 * j for j in range(1, p))]
     theta_second = _products(2 * j - 1 for j in range(p))
     theta_column = _products(-i for i in range(2, p))
@@ -48,17 +102,21 @@ def log_trace_moment(n: int, m: int, p: int) -> float:
     def hook(arm, leg):
         return (2 * arm + leg + 1) * (2 * arm + leg + 2)
 
-    shift = 256  # guard bits: every term is cut to a multiple of 2^-256
-    total = (2 * p * theta_first[p] * first[p] << shift) // h_0[p]
-    for b in range(1, p // 2 + 1):
-        for a in range(b, p - b + 1):
-            c = p - a - b
+    coefficients = {}
+    for a, b in _partitions(p):
+        c = p - a - b
+        theta = theta_first[a] * theta_second[b] * theta_column[c]
+        j = h_0[a]
+        if b > 0:
             row_1 = hook(a - 1, c + 1) * h_0[a - b] * h_1[a - 1] // h_1[a - b]
-            rest = hook(b - 1, c) * h_0[b - 1] * h_column[c]
-            theta = theta_first[a] * theta_second[b] * theta_column[c]
-            z = first[a] * second[b] * column[c]
-            total += (2 * p * theta * z << shift) // (row_1 * rest)
-    return math.log(total) - shift * math.log(2.0)
+            j = row_1 * hook(b - 1, c) * h_0[b - 1] * h_column[c]
+        coefficients[a, b] = 2 * p * theta, j
+    return coefficients
+
+
+def _partitions(p):
+    """`(a, b)` of the partitions (a, b, 1, ..., 1) of p."""
+    return [(p, 0), *((a, b) for b in range(1, p // 2 + 1) for a in range(b, p - b + 1))]
 
 
 def log_trace_moment_estimate(n, m, p: int) -> np.ndarray:
