@@ -75,7 +75,7 @@ def test_erf_closed_form_against_williams_kernel_in_40_digits(a, b, d):
     assert limit._quadrature(activations.erf, a, b, d) == pytest.approx(moments, rel=1e-8)
 
 
-@pytest.mark.parametrize("a, b, d", [*MOMENTS, (16.0, 12.0, 1.0), (100.0, 90.0, 1e-3)])
+@pytest.mark.parametrize("a, b, d", [*MOMENTS, (16.0, 12.0, 1.0), (100.0, 99.8, 1e-3)])
 def test_tanh_quadrature_against_another(a, b, d):
     """Gauss-Legendre on panels over independent normals (z, u): another rule, another layout."""
     x, w = np.polynomial.legendre.leggauss(40)
@@ -86,7 +86,7 @@ def test_tanh_quadrature_against_another(a, b, d):
     # z and z̃ from two independent normals along z + z̃ and what is left.
     c = 0.5 * (a + b - d)
     u = np.sqrt(a + b + 2 * c)
-    slopes = (a + c) / u, (b + c) / u
+    slopes = ((a + c) / u, (b + c) / u) if u > 0 else (0.0, 0.0)
     rest = np.sqrt(max(a - slopes[0] ** 2, 0.0))
     z, y = (k * x[:, None] + sign * rest * x for k, sign in zip(slopes, (1, -1), strict=True))
     change = np.sinh(z - y) / (np.cosh(z) * np.cosh(y)) if a < 50 else np.tanh(z) - np.tanh(y)
