@@ -157,8 +157,8 @@ def test_svd_against_power_iteration_and_bound():
 
 def test_norm_bounds_of_zero_and_of_nonfinite_matrices():
     layer = Conv(2, 2, 3, (5, 5))
-    assert matrix_norm_bound(jnp.zeros((4, 4))) == 0
-    assert norm_bound(layer, jnp.zeros(layer.weight_shape)) == 0
+    assert float(matrix_norm_bound(jnp.zeros((4, 4)))) == 0
+    assert float(norm_bound(layer, jnp.zeros(layer.weight_shape))) == 0
     for value in (np.nan, np.inf, -np.inf):
         for size in (4, 100):
             a = np.zeros((size, size), np.float32)
