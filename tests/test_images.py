@@ -200,7 +200,7 @@ def test_the_removed_part_against_one_sign(law, method):
         [pruned_tails(layer, law, method, c, 0.01)
          for layer, c in zip(network.layers, [0, k], strict=True)],
     )  # fmt: skip
-    bound = problem.layers[1].one_sign.at(delta).value
+    bound = problem.layers[1].row_sums.at(delta).value
     found = []
     for _ in range(trials):
         w = sample(rng, law, n, m)

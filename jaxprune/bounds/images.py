@@ -28,7 +28,7 @@ from jaxprune.networks import Network
 
 _REFERENCE = "README theorem 8: Chevet, Gordon, contraction, Gaussian concentration"
 _THRESHOLD = "README theorem 2: the threshold's quantile level"
-REMOVED, ONE_SIGN = "removed", "removed against one sign"
+REMOVED, ROW_SUMS = "removed", "row sums of removed"
 
 Key = tuple[int, str]
 """A layer, counted from 0, and the supremum that one event bounds."""
@@ -43,7 +43,7 @@ class _Layer:
       deviation: of Gaussian entries that dominate W's in convex order.
       lipschitz: of W's entries as functions of normal variables.
       removed: the norm of W - W∘M.
-      one_sign: that of `row_sum_tail` for W - W∘M.
+      row_sums: that of `row_sum_tail` for W - W∘M.
       frobenius: at least the root of `E ||W - W∘M||_F²`.
       removed_lipschitz: `lipschitz` of the removed entries, given which they are.
     """
@@ -53,7 +53,7 @@ class _Layer:
     deviation: float
     lipschitz: float
     removed: Tail
-    one_sign: Tail
+    row_sums: Tail
     frobenius: float
     removed_lipschitz: float
 
@@ -132,7 +132,7 @@ class _Problem:
             if i == 0 or not (self.homogeneous and self.gaussian):
                 return removed(i) * radius(i)
             before, r = layers[i - 1], radius(i - 1)
-            mean = before.deviation * (norm(i, ONE_SIGN) * r + removed(i) * width(i - 1))
+            mean = before.deviation * (norm(i, ROW_SUMS) * r + removed(i) * width(i - 1))
             spreading = before.lipschitz * r * removed(i) * spread(i, "radius of removed h")
             return slope * (mean + spreading)
 
@@ -244,7 +244,7 @@ def _certificate(network, problem, proof, spent, delta) -> Certificate:
     proof(note, note)
 
     def tail(i, what):
-        return layers[i].one_sign if what == ONE_SIGN else layers[i].removed
+        return layers[i].row_sums if what == ROW_SUMS else layers[i].removed
 
     def solve(shares):
         """`(b, events)` shares of `rest`."""
@@ -258,7 +258,7 @@ def _certificate(network, problem, proof, spent, delta) -> Certificate:
     solution = solve(shares[None])
     events = []
     for (i, what), part in zip(keys, (shares * rest).tolist(), strict=True):
-        if what in (REMOVED, ONE_SIGN):
+        if what in (REMOVED, ROW_SUMS):
             bound = tail(i, what).at(part)
         else:
             bound = NormBound(math.sqrt(-2.0 * math.log(part)), "deviations", _REFERENCE)
@@ -300,10 +300,10 @@ def _problem(network, law, method, removed, parts: list[PrunedTails]) -> _Proble
         log_moments = np.array([law.family.log_moment(j) for j in range(1, ORDERS[-1] + 1)])
         if 0.0 < part.level < 1.0:
             log_moments = truncated_log_moments(law.family, part.level, ORDERS[-1])[0]
-        one_sign = ZERO
+        row_sums = ZERO
         if k > 0:
             size = size_of(layer)
-            one_sign = row_sum_tail(log_moments, k / size.weights, size, scale)
+            row_sums = row_sum_tail(log_moments, k / size.weights, size, scale)
         layers.append(
             _Layer(
                 rows=layer.d_out,
@@ -311,7 +311,7 @@ def _problem(network, law, method, removed, parts: list[PrunedTails]) -> _Proble
                 deviation=scale * gaussian_deviation(law.family),
                 lipschitz=scale * gaussian_lipschitz(law.family),
                 removed=part.removed,
-                one_sign=one_sign,
+                row_sums=row_sums,
                 frobenius=scale * math.sqrt(k * math.exp(log_moments[0])),
                 removed_lipschitz=scale * gaussian_lipschitz(law.family, part.level),
             )

@@ -1,7 +1,6 @@
-"""The tail of `E ||X |g|||`, g standard normal: how X meets vectors of one sign.
+"""The tail of `(1 - θ) ||X||_F² + θ ||X 1||²`, θ in [0, 1]: how X meets vectors of one sign.
 
-Its square is at most `(1 - 2/π) ||X||_F² + (2/π) ||X 1||²`, whose moments are at most those of
-`||X 1||²`, the sum of the squared row sums. README, theorem 8.
+Its moments are at most those of `||X 1||²`, the sum of the squared row sums. README, theorem 8.
 """
 
 import math
@@ -12,11 +11,11 @@ from scipy import special
 from jaxprune.bounds.norm_family import ORDERS, Tail, TraceMoments
 from jaxprune.bounds.trace_moments import Size, sum_log_moments
 
-_REFERENCE = "README theorem 8, lemma 4; Markov's inequality"
+_REFERENCE = "README theorem 8, part 2; Markov's inequality"
 
 
 def row_sum_tail(log_moment: np.ndarray, density: float, size: Size, scale: float) -> Tail:
-    """The tail of the root of `(1 - 2/π) ||X||_F² + (2/π) ||X 1||²`.
+    """The tail of the root of `(1 - θ) ||X||_F² + θ ||X 1||²`, for any θ in [0, 1].
 
     Args:
       log_moment: `log μ_k` of a weight that is present, k = 1 .. the highest order.
