@@ -70,6 +70,7 @@ class _Problem:
       homogeneous: the activation has no other slopes.
       gaussian: the weights are normal.
       by_magnitude: the kept part depends on the removed one.
+      fixed_count: the number of removed weights is not random.
     """
 
     layers: tuple[_Layer, ...]
@@ -79,6 +80,7 @@ class _Problem:
     homogeneous: bool
     gaussian: bool
     by_magnitude: bool
+    fixed_count: bool
 
     def states(self, spread: Callable, of: str) -> tuple[Callable, Callable, Callable]:
         """Radius and width of the set of states that enter a layer, and the radius of the outputs.
@@ -139,6 +141,8 @@ class _Problem:
         def removed_width(i):
             """Of the image of the target states under the removed part of layer i."""
             layer = layers[i]
+            if not self.fixed_count:
+                return math.sqrt(layer.rows) * removed_radius(i)
             spreading = layer.removed_lipschitz * radius(i) * spread(i, "width of removed h")
             if i == 0:
                 return layer.frobenius + spreading
@@ -328,4 +332,5 @@ def _problem(network, law, method, removed, parts: list[PrunedTails]) -> _Proble
         homogeneous=s.positively_homogeneous,
         gaussian=law.family is laws.NORMAL,
         by_magnitude=method == "magnitude",
+        fixed_count=method != "bernoulli",
     )
