@@ -2,6 +2,7 @@
 
 import numpy as np
 from scipy import stats
+from scipy.sparse.linalg import svds
 
 from jaxprune import bounds, laws, networks, pruning
 
@@ -21,13 +22,20 @@ def removed_part(rng, w, method, k):
     flat = w.reshape(len(w), -1)
     if method == "bernoulli":
         return w * (rng.random(w.shape) < k / flat.shape[1])
+    if k == flat.shape[1]:
+        return w
     key = np.abs(flat) if method == "magnitude" else rng.random(flat.shape)
-    gone = np.argsort(np.argsort(key, axis=1), axis=1) < k
+    gone = key < np.partition(key, k, axis=1)[:, k : k + 1]
     return np.where(gone, flat, 0.0).reshape(w.shape)
 
 
 def norms(w):
-    return np.linalg.svd(w, compute_uv=False)[:, 0]
+    """Largest singular values; of large matrices by Lanczos, to 1e-6."""
+    if min(w.shape[1:]) <= 128:
+        return np.linalg.svd(w, compute_uv=False)[:, 0]
+    start = np.ones(min(w.shape[1:]), w.dtype)
+    largest = [svds(x, k=1, v0=start, tol=1e-6, return_singular_vectors=False)[0] for x in w]
+    return np.array(largest)
 
 
 def convolution_norms(layer, w):
@@ -37,6 +45,10 @@ def convolution_norms(layer, w):
         transfer = np.swapaxes(transfer, -2, -1)
     gram = transfer @ np.swapaxes(transfer, -2, -1).conj()
     return np.sqrt(np.linalg.eigvalsh(gram)[..., -1].max((1, 2)))
+
+
+def layer_norms(layer, w):
+    return convolution_norms(layer, w) if isinstance(layer, networks.Conv) else norms(w)
 
 
 def removed_bound(layer, law, method, k, delta):

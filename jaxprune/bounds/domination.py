@@ -1,8 +1,7 @@
 """Gaussian matrices that dominate a random matrix with independent symmetric entries.
 
 Of a family only two numbers count: the deviation of a normal variable that exceeds the entry in
-convex order, and the Lipschitz constant of the entry as a function of a standard normal variable.
-README, theorem 3.
+convex order, and how tightly Lipschitz functions of the entries concentrate. README, theorem 3.
 """
 
 import math
@@ -10,7 +9,7 @@ import math
 from jaxprune.laws import Family
 
 _OWN_DEVIATION = {"normal": 1.0}
-_OWN_LIPSCHITZ = {"normal": 1.0, "uniform": math.sqrt(2 / math.pi)}
+_OWN_LIPSCHITZ = {"normal": 1.0, "uniform": 2 / math.pi}
 
 
 def gaussian_deviation(family: Family, level: float = 1.0) -> float:
@@ -32,11 +31,13 @@ def gaussian_deviation(family: Family, level: float = 1.0) -> float:
 
 
 def gaussian_lipschitz(family: Family, level: float = 1.0) -> float:
-    """c such that `P(F >= E F + t) <= exp(-t² / (2 c² L²))` for convex F, L-Lipschitz in Frobenius.
+    """c such that `P(F >= E F + t) <= exp(-t² / (2 c² L²))` for F convex, L-Lipschitz in Frobenius.
 
-    Normal and uniform entries are c-Lipschitz functions of normal ones, and conditioning on a
-    magnitude of at most the quantile of `level` multiplies c by `level`: Boucheron, Lugosi, Massart,
-    Concentration inequalities, 2013, Theorem 5.6. Other bounded entries: ibid. Theorem 6.10.
+    c² is a constant of the logarithmic Sobolev inequality, which Herbst's argument turns into this
+    tail: 1 of the normal law, `(2/π)²` of the uniform law on [-1, 1] (README, theorem 3). An entry
+    whose magnitude is at most its quantile of `level` is a `level`-Lipschitz function of one
+    without this condition, as densities fall in |x|. Other bounded entries: S. Boucheron, G.
+    Lugosi, P. Massart, Concentration inequalities, 2013, Theorem 6.10, where F has to be convex.
 
     Args:
       family: the standard variable.

@@ -41,13 +41,13 @@ from jaxprune.statistics import upper_limit
 THRESHOLD_SHARE = 0.1
 """The part of delta that the threshold of magnitude pruning uses."""
 
-_COMPARISON = "closed walks against a Gaussian matrix, README theorems 1 and 4, Markov's inequality"
-_TREE_WALKS = "closed walks, those on trees by themselves, README theorems 1 and 4, Markov"
-_SAME_VARIANCE = "README theorems 1 and 4 with ρ = 1, Markov's inequality"
-_BERNSTEIN = "Tropp 2015, Theorem 6.1.1; README, theorem 3"
-_GAUSSIAN = "Davidson & Szarek 2001, Theorem II.13; of a masked matrix, README theorem 3"
-_CONVEX_ORDER = "README theorem 3: Ohlin's lemma, Gordon's mean, Gaussian concentration"
-_CONCENTRATION = "best mean, Gaussian concentration, README theorem 3; of a convolution, theorem 4"
+_COMPARISON = "closed walks of a Gaussian matrix, README theorems 1 and 4, Markov's inequality"
+_TREE_WALKS = "the same with walks on trees apart, README theorems 1 and 4, Markov's inequality"
+_SAME_VARIANCE = "Gaussian matrix of the same size, README theorems 1 and 4, Markov's inequality"
+_BERNSTEIN = "Tropp 2015, Theorem 6.1.1; of a fixed count and of a convolution README theorem 3"
+_GAUSSIAN = "Davidson & Szarek 2001, Theorem II.13; of a masked matrix README theorem 3"
+_CONVEX_ORDER = "Ohlin's lemma, Gordon's mean, log-Sobolev concentration, README theorem 3"
+_CONCENTRATION = "least mean, log-Sobolev concentration, README theorem 3; convolutions, theorem 4"
 _FROBENIUS = "k entries of at most R, README theorems 3 and 4"
 
 
@@ -75,7 +75,7 @@ def _moment_members(log_moment, density, size, bound, whole=None) -> tuple[Membe
 
 
 def _dominated_members(family, size, level=1.0) -> tuple[Member, ...]:
-    """Dense matrices, masked or not: zeroing entries lowers the mean of the dominating matrix."""
+    """Dense layers, masked or not: given the mask, zeroing entries lowers the mean of the norm."""
     deviation = gaussian_deviation(family, level)
     if size.taps > 1 or not math.isfinite(deviation):
         return ()
