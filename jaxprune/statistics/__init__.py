@@ -6,6 +6,15 @@ from jaxprune.statistics.binomial import (
     p_value_at_most,
     upper_limit,
 )
+from jaxprune.statistics.ends import (
+    BRACKET,
+    TRIALS,
+    Ends,
+    judge_ends,
+    least_trials,
+    level_of_one,
+)
+from jaxprune.statistics.exponent import MAX_POINTS, Exponent, exponent
 from jaxprune.statistics.many import holm
 from jaxprune.statistics.verdict import (
     HOLDS,
@@ -18,14 +27,23 @@ from jaxprune.statistics.verdict import (
 )
 
 __all__ = [
+    "BRACKET",
     "HOLDS",
+    "MAX_POINTS",
+    "TRIALS",
     "UNDECIDED",
     "VIOLATED",
     "Claim",
     "Counts",
     "Decision",
+    "Ends",
+    "Exponent",
+    "exponent",
     "holm",
     "judge",
+    "judge_ends",
+    "least_trials",
+    "level_of_one",
     "lower_limit",
     "p_value_at_least",
     "p_value_at_most",

@@ -6,9 +6,7 @@ its networks, prunings, amounts and domains. `default.toml` beside this file sho
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from jaxprune.laws import Law
 from jaxprune.networks import Network
 from jaxprune.pruning import Amount, Pruning
 from jaxprune.studies import trained
+from jaxprune.studies.result import sha256
 from jaxprune.studies.trained import Recipe
 
 THEOREM = "theorem"
@@ -133,8 +132,7 @@ class Plan:
     @property
     def hash(self) -> str:
         """SHA-256 of the plan's canonical JSON."""
-        text = json.dumps(self.source, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256(self.source)
 
 
 def load(path: Path | None = None, *, trials: int | None = None, seed: int | None = None) -> Plan:

@@ -1,42 +1,22 @@
 """Does the claim `P(gap <= eps) >= 1 - delta` hold? Every case of a plan, sampled and judged."""
 
-import math
-import platform
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import numpy as np
-import scipy
 
-import jaxprune
 from jaxprune import bounds, engine
-from jaxprune.engine import Tally, keys, memory
-from jaxprune.engine.tally import GUARD
+from jaxprune.engine import Tally, memory
 from jaxprune.laws import Law
 from jaxprune.statistics import Claim, judge
 from jaxprune.studies import trained
+from jaxprune.studies.ahead import compiling_ahead
 from jaxprune.studies.plan import TEST_IMAGES, Case, Plan
+from jaxprune.studies.result import Progress, environment, plain
 from jaxprune.types import Params
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-
-
-class Progress(NamedTuple):
-    """Where a run stands.
-
-    Attributes:
-      doing: what is being sampled or trained, in words.
-      done: work done, in rough seconds.
-      total: all work, in the same unit.
-    """
-
-    doing: str
-    done: float
-    total: float
 
 
 def verify(plan: Plan, progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
@@ -80,43 +60,18 @@ def verify(plan: Plan, progress: Callable[[Progress], None] | None = None) -> di
 
     runs = [_prepare(case, plan.seed, targets) for case in plan.cases]
     tallies, seconds = [], []
-    # One thread compiles ahead of the runs.
-    with ThreadPoolExecutor(1) as compiler:
-        try:
-            for run in runs:
-                compiler.submit(engine.compiled_block, run)
-            for case, run in zip(plan.cases, runs, strict=True):
-                start = time.perf_counter()
-                report(str(case), work[case], 0.0)
-                advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
-                tallies.append(engine.tally_run(run, [eps for eps, _ in case.eps], advance))
-                seconds.append(time.perf_counter() - start)
-                finished += work[case]
-        finally:
-            compiler.shutdown(cancel_futures=True)
+    with compiling_ahead(runs):
+        for case, run in zip(plan.cases, runs, strict=True):
+            start = time.perf_counter()
+            report(str(case), work[case], 0.0)
+            advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
+            tallies.append(engine.tally_run(run, [eps for eps, _ in case.eps], advance))
+            seconds.append(time.perf_counter() - start)
+            finished += work[case]
     return {
-        "plan": {"hash": plan.hash, **_plain(plan.source)},
+        "plan": {"hash": plan.hash, **plain(plan.source)},
         "environment": environment(plan.seed),
         "cells": _cells(plan, runs, tallies, seconds),
-    }
-
-
-def environment(seed: int) -> dict[str, Any]:
-    """Versions, device and stream: with the plan, what a run's numbers depend on."""
-    device = jax.devices()[0]
-    return {
-        "jaxprune": jaxprune.__version__,
-        "jax": jax.__version__,
-        "jaxlib": metadata.version("jaxlib"),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "seed": seed,
-        "stream_version": keys.STREAM_VERSION,
-        "guard_band": GUARD,
     }
 
 
@@ -201,7 +156,7 @@ def _cells(
                     "seconds": spent,
                 }
             )
-    return _plain(cells)
+    return plain(cells)
 
 
 def _facts(case: Case, tally: Tally) -> dict[str, Any]:
@@ -257,14 +212,3 @@ def _infinite_width(case: Case) -> float | None:
         case.network, case.targets, case.pruning, case.amount, layers=case.layers
     )
     return limit.mean_squared_gap
-
-
-def _plain(value: Any) -> Any:
-    """Plain data without NaN or infinity, which strict JSON lacks: they become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,66 @@
+"""What the results of all studies share: a plan's hash, the environment, plain data, progress."""
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy
+
+import jaxprune
+from jaxprune.engine import GUARD, keys
+
+
+class Progress(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+      doing: what is being sampled or trained, in words.
+      done: work done, in rough seconds.
+      total: all work, in the same unit.
+    """
+
+    doing: str
+    done: float
+    total: float
+
+
+def sha256(source: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data's canonical JSON."""
+    text = json.dumps(source, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, device and stream: with the plan, what a run's numbers depend on."""
+    device = jax.devices()[0]
+    return {
+        "jaxprune": jaxprune.__version__,
+        "jax": jax.__version__,
+        "jaxlib": metadata.version("jaxlib"),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "seed": seed,
+        "stream_version": keys.STREAM_VERSION,
+        "guard_band": GUARD,
+    }
+
+
+def plain(value: Any) -> Any:
+    """Plain data without NaN or infinity, which strict JSON lacks: they become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
