@@ -15,7 +15,7 @@ from jaxprune import networks, validation
 from jaxprune.engine import keys, memory
 from jaxprune.engine.tally import Tally
 from jaxprune.engine.trial import Design, Numbers, Trial, run_trial
-from jaxprune.gaps import UnitBall
+from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network
 from jaxprune.pruning import Amount, Pruning
@@ -75,7 +75,7 @@ def prepare(
     *,
     trials: int = 1000,
     layers: str | Sequence[str] | Callable[[str], bool] = "middle",
-    domain: UnitBall | np.ndarray | None = None,
+    domain: UnitBall | LinfBall | np.ndarray | None = None,
     labelled: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
     block: int | None = None,
@@ -95,7 +95,7 @@ def prepare(
         for count, chosen in zip(network.weight_counts, pruned, strict=True)
     ]
     domain = UnitBall() if domain is None else domain
-    ball = domain if isinstance(domain, UnitBall) else None
+    ball = domain if isinstance(domain, UnitBall | LinfBall) else None
     law = targets if isinstance(targets, Law) else None
     design = Design(network, law.family if law else None, pruning, pruned, ball)
     rows = None if ball else _inputs("domain", domain, network)
@@ -128,7 +128,7 @@ def simulate(
     eps: Sequence[float],
     trials: int = 1000,
     layers: str | Sequence[str] | Callable[[str], bool] = "middle",
-    domain: UnitBall | np.ndarray | None = None,
+    domain: UnitBall | LinfBall | np.ndarray | None = None,
     labelled: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
     block: int | None = None,
@@ -145,7 +145,8 @@ def simulate(
       eps: the epsilons, positive, fixed before sampling.
       trials: how many independent pairs.
       layers: which layers are pruned, see `networks.select_layers`.
-      domain: `UnitBall(...)`, or `(n, *in_shape)` inputs over which the gap is taken.
+      domain: `UnitBall(...)`, `LinfBall(...)`, or `(n, *in_shape)` inputs over which the gap is
+        taken.
       labelled: `((m, *in_shape), (m,))` inputs and classes on which accuracy is counted.
       seed: from 0 to 2^32 - 1.
       block: trials in one compiled program; by default from a memory budget. Gaps agree between

@@ -4,13 +4,13 @@ Blocks may arrive in any order and grouping: every part merges exactly, associat
 commutatively. Comparisons are made in float64, so epsilon is never moved by a cast.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from jaxprune import validation
+from jaxprune.engine.sums import Distribution, Histogram, Moments
 from jaxprune.engine.trial import Trial
 from jaxprune.statistics import Counts
 
@@ -20,79 +20,10 @@ differs by about 1e-6 between batch shapes, and float32 from float64 by at most 
 of widths 16 to 256: the band is 20 times that."""
 
 WORST_KEPT = 16
-_BUCKETS = 2**16
 
 
 class BrokenBracket(RuntimeError):
     """A lower bound above its upper bound: the code, the compiler or the machine is wrong."""
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of non-negative float32 numbers by their top 16 bits: buckets 0.8 % wide.
-
-    Attributes:
-      counts: int64 `(65536,)`.
-    """
-
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
-
-    @staticmethod
-    def of(values: np.ndarray) -> "Histogram":
-        buckets = np.asarray(values, np.float32).view(np.uint32) >> 16
-        return Histogram(np.bincount(buckets, minlength=_BUCKETS).astype(np.int64))
-
-    def __add__(self, other: "Histogram") -> "Histogram":
-        return Histogram(self.counts + other.counts)
-
-    def quantile(self, p: float, total: int, *, above: bool) -> float:
-        """The p-quantile of `total` numbers, of which those not counted here are infinite.
-
-        Args:
-          p: in [0, 1].
-          total: at least the number of values counted.
-          above: return the upper edge of the quantile's bucket instead of the lower one.
-
-        Returns:
-          The edge; infinity where the quantile is not among the counted.
-        """
-        rank = max(1, math.ceil(p * total))
-        cumulative = np.cumsum(self.counts)
-        if total == 0 or rank > cumulative[-1]:
-            return math.inf
-        bucket = int(np.searchsorted(cumulative, rank))
-        edges = np.array([bucket << 16, (bucket << 16) | 0xFFFF], np.uint32).view(np.float32)
-        return float(edges[int(above and bucket > 0)])
-
-
-@dataclass(frozen=True)
-class ExactSum:
-    """A sum of float64 numbers without rounding, in units of 2^-1074."""
-
-    units: int = 0
-
-    @staticmethod
-    def of(values: np.ndarray) -> "ExactSum":
-        values = np.asarray(values, np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("values: finite numbers are needed")
-        mantissas, exponents = np.frexp(values)
-        mantissas = (mantissas * 2.0**53).astype(np.int64)
-        shifts = exponents + (1074 - 53)
-        total = 0
-        for shift in np.unique(shifts):
-            m = mantissas[shifts == shift]
-            # Two halves, so that int64 holds the sum of 2^36 of them.
-            part = (int((m >> 26).sum()) << 26) + int((m & (2**26 - 1)).sum())
-            total += part << int(shift) if shift >= 0 else part >> int(-shift)
-        return ExactSum(total)
-
-    def __add__(self, other: "ExactSum") -> "ExactSum":
-        return ExactSum(self.units + other.units)
-
-    def over(self, count: int) -> float:
-        """The sum divided by a count, rounded once."""
-        return self.units / (count << 1074)
 
 
 @dataclass(frozen=True)
@@ -106,7 +37,8 @@ class Tally:
       far: for each epsilon, trials with `lower > eps (1 + GUARD)`.
       nonfinite: trials with a non-finite weight or bound; neither close nor far.
       lower, upper, sampled: histograms over the finite trials.
-      mean_square, mean_fourth: sums of the trials' mean squared gap and of its square.
+      squared: the finite trials' mean squared gaps per output.
+      mean, relative: the finite trials' distances over the inputs, see `Trial`.
       target_correct, pruned_correct: sums over the finite trials.
       worst: `(lower, trial id)` of the largest lower bounds, largest first.
     """
@@ -119,8 +51,9 @@ class Tally:
     lower: Histogram = field(default_factory=Histogram, repr=False)
     upper: Histogram = field(default_factory=Histogram, repr=False)
     sampled: Histogram = field(default_factory=Histogram, repr=False)
-    mean_square: ExactSum = field(default=ExactSum(), repr=False)
-    mean_fourth: ExactSum = field(default=ExactSum(), repr=False)
+    squared: Moments = field(default=Moments(), repr=False)
+    mean: Distribution = field(default_factory=Distribution, repr=False)
+    relative: Distribution = field(default_factory=Distribution, repr=False)
     target_correct: int = 0
     pruned_correct: int = 0
     worst: tuple[tuple[float, int], ...] = field(default=(), repr=False)
@@ -144,7 +77,6 @@ class Tally:
         if (broken := lower > upper * (1 + GUARD)).any():
             i = int(np.flatnonzero(broken)[0])
             raise BrokenBracket(f"trial {ids[ok][i]}: lower {lower[i]:g} > upper {upper[i]:g}")
-        mean_square = t.rms[ok].astype(np.float64) ** 2
         worst = zip(lower.tolist(), ids[ok].tolist(), strict=True)
         return Tally(
             eps=tuple(eps),
@@ -155,8 +87,9 @@ class Tally:
             lower=Histogram.of(lower),
             upper=Histogram.of(upper),
             sampled=Histogram.of(t.sampled[ok]),
-            mean_square=ExactSum.of(mean_square),
-            mean_fourth=ExactSum.of(mean_square**2),
+            squared=Moments.of(t.rms[ok].astype(np.float64) ** 2),
+            mean=Distribution.of(t.mean[ok]),
+            relative=Distribution.of(t.relative[ok]),
             target_correct=int(t.target_correct[ok].astype(np.int64).sum()),
             pruned_correct=int(t.pruned_correct[ok].astype(np.int64).sum()),
             worst=_largest(worst),
@@ -179,8 +112,9 @@ class Tally:
                     "lower",
                     "upper",
                     "sampled",
-                    "mean_square",
-                    "mean_fourth",
+                    "squared",
+                    "mean",
+                    "relative",
                     "target_correct",
                     "pruned_correct",
                 )
@@ -219,12 +153,37 @@ class Tally:
 
         NaN where there are too few trials.
         """
-        n = self.finite
-        if n == 0:
-            return math.nan, math.nan
-        mean = self.mean_square.over(n)
-        variance = max(0.0, self.mean_fourth.over(n) - mean**2)
-        return mean, math.sqrt(variance / (n - 1)) if n > 1 else math.nan
+        return self.squared.mean()
+
+    def mean_distance(self) -> tuple[float, float]:
+        """`||F(x) - f(x)||`, averaged over the inputs and the finite trials; its standard error.
+
+        The inputs are the rows of a data set, or the random samples of a ball. The error is of the
+        average over trials; the inputs of a data set are fixed.
+        """
+        return self.mean.mean()
+
+    def mean_distance_quantile(self, p: float) -> tuple[float, float]:
+        """The p-quantile of the trials' mean distances, to 0.8 %, rounded down and up.
+
+        Non-finite trials count as infinite.
+        """
+        return self.mean.quantile(p, self.trials)
+
+    def relative_distance(self) -> tuple[float, float]:
+        """`max ||F(x) - f(x)|| / ||F(x)||` over the inputs, averaged over the finite trials.
+
+        Returns:
+          The average and its standard error; infinite and NaN if `F(x) = 0 != f(x)` anywhere.
+        """
+        return self.relative.mean()
+
+    def relative_distance_quantile(self, p: float) -> tuple[float, float]:
+        """The p-quantile of the trials' largest relative distances; see `relative_distance`.
+
+        To 0.8 %, rounded down and up; non-finite trials count as infinite.
+        """
+        return self.relative.quantile(p, self.trials)
 
 
 def _add(a, b):

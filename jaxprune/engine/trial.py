@@ -10,11 +10,20 @@ import jax.numpy as jnp
 from jaxprune import laws
 from jaxprune.engine import keys
 from jaxprune.engine.keys import TrialId
-from jaxprune.gaps import UnitBall, measure_ball, measure_rows, removed_part
+from jaxprune.gaps import (
+    LinfBall,
+    UnitBall,
+    measure_ball,
+    measure_linf_ball,
+    measure_rows,
+    removed_part,
+)
 from jaxprune.laws import Family
 from jaxprune.networks import Network
 from jaxprune.pruning import Pruning
 from jaxprune.types import Key, Params
+
+Ball = UnitBall | LinfBall
 
 
 @dataclass(frozen=True)
@@ -26,14 +35,14 @@ class Design:
       family: of the weights; None if the targets are given.
       pruning: the method.
       pruned: one Boolean a layer.
-      ball: how the gap over the unit ball is bracketed; None if it is taken over given rows.
+      ball: over which the gap is bracketed; None if it is taken over given rows.
     """
 
     network: Network
     family: Family | None
     pruning: Pruning
     pruned: tuple[bool, ...]
-    ball: UnitBall | None
+    ball: Ball | None
 
 
 class Numbers(NamedTuple):
@@ -60,11 +69,13 @@ class Trial(NamedTuple):
     """What one trial yields; `()` arrays, `(trials,)` after batching.
 
     Attributes:
-      finite: every weight and all numbers below are finite.
+      finite: every weight and all numbers below but `relative` are finite.
       lower: lower end of the gap's bracket.
       upper: upper end.
       sampled: largest distance over the sampled inputs alone.
       rms: root of the squared distance per output, averaged over those inputs.
+      mean: distance averaged over those inputs.
+      relative: largest distance over the target's length among those inputs; may be infinite.
       target_correct: int32, labelled inputs that the target classifies correctly (0 if none).
       pruned_correct: the same for the pruned network.
     """
@@ -74,6 +85,8 @@ class Trial(NamedTuple):
     upper: jax.Array
     sampled: jax.Array
     rms: jax.Array
+    mean: jax.Array
+    relative: jax.Array
     target_correct: jax.Array
     pruned_correct: jax.Array
 
@@ -111,18 +124,20 @@ def run_trial(design: Design, numbers: Numbers, trial: TrialId) -> Trial:
     removed = removed_part(params, masks(design, numbers, params, drawn[keys.MASK]))
     if design.ball:
         key = drawn[keys.INPUTS, 0]
-        gap, sampled, rms = measure_ball(design.ball, key, network, params, removed)
+        measure = measure_ball if isinstance(design.ball, UnitBall) else measure_linf_ball
+        gap, *rest = measure(design.ball, key, network, params, removed)
     else:
-        gap, sampled, rms = measure_rows(numbers.rows, network, params, removed)
+        gap, *rest = measure_rows(numbers.rows, network, params, removed)
+    sampled, rms, mean, relative = rest
     # A ReLU may hide an infinite weight from the outputs: look at the weights themselves.
-    finite = jnp.all(jnp.isfinite(jnp.stack([*gap, sampled, rms])))
+    finite = jnp.all(jnp.isfinite(jnp.stack([*gap, sampled, rms, mean])))
     for w in params:
         finite &= jnp.all(jnp.isfinite(w))
     correct = jnp.int32(0), jnp.int32(0)
     if numbers.labelled is not None:
         kept = tuple(w if p is None else w - p for w, p in zip(params, removed, strict=True))
         correct = tuple(_correct(network, ws, *numbers.labelled) for ws in (params, kept))
-    return Trial(finite, gap.lower, gap.upper, sampled, rms, *correct)
+    return Trial(finite, *gap, sampled, rms, mean, relative, *correct)
 
 
 def _correct(network, params, x, labels):

@@ -2,19 +2,25 @@
 
 from jaxprune.gaps.ascent import ascend, lengths
 from jaxprune.gaps.difference import Removed, difference, removed_part
+from jaxprune.gaps.intervals import interval_bound
+from jaxprune.gaps.linf import LinfBall, measure_linf_ball
 from jaxprune.gaps.multipliers import multiplier_bound, shared_torus
 from jaxprune.gaps.norms import frequencies, norm_bound
-from jaxprune.gaps.sandwich import Measurement, UnitBall, measure_ball, measure_rows
+from jaxprune.gaps.rows import Measurement, measure_rows
+from jaxprune.gaps.sandwich import UnitBall, measure_ball
 
 __all__ = [
+    "LinfBall",
     "Measurement",
     "Removed",
     "UnitBall",
     "ascend",
     "difference",
     "frequencies",
+    "interval_bound",
     "lengths",
     "measure_ball",
+    "measure_linf_ball",
     "measure_rows",
     "multiplier_bound",
     "norm_bound",

@@ -1,16 +1,14 @@
 """The gap of one pair between a lower and an upper bound, over a domain of inputs."""
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxprune import inputs, validation
 from jaxprune.gaps.ascent import ascend, largest, lengths
 from jaxprune.gaps.difference import Removed, difference
 from jaxprune.gaps.multipliers import multiplier_bound
+from jaxprune.gaps.rows import Measurement, measured
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Key, Params
 
@@ -38,20 +36,6 @@ class UnitBall:
         return "unit ball"
 
 
-class Measurement(NamedTuple):
-    """What one pair shows on a domain; `()` arrays.
-
-    Attributes:
-      gap: the bracket.
-      sampled: largest distance over the sampled inputs (unit ball) or all rows (data set).
-      rms: root of the squared distance per output, averaged over the same inputs.
-    """
-
-    gap: Gap
-    sampled: jax.Array
-    rms: jax.Array
-
-
 def measure_ball(
     domain: UnitBall, key: Key, network: Network, params: Params, removed: Removed
 ) -> Measurement:
@@ -65,24 +49,10 @@ def measure_ball(
         return difference(network, params, removed, x)
 
     x = inputs.sphere(key, domain.samples, network.in_shape)
-    values = lengths(jax.vmap(at)(x))
+    differences = jax.vmap(at)(x)
+    values = lengths(differences)
     best, starts = jax.lax.top_k(values, domain.starts)
     lower = largest(ascend(at, x[starts], best, domain.steps))
     upper = multiplier_bound(network, params, removed)
-    return Measurement(Gap(lower, upper), largest(values), _rms(values, network))
-
-
-def measure_rows(
-    rows: jax.Array, network: Network, params: Params, removed: Removed
-) -> Measurement:
-    """`max ||F - f||` over the rows `(n, *in_shape)`: both ends of the bracket are that number."""
-    values = lengths(jax.vmap(lambda x: difference(network, params, removed, x))(rows))
-    gap = largest(values)
-    return Measurement(Gap(gap, gap), gap, _rms(values, network))
-
-
-def _rms(values: jax.Array, network: Network) -> jax.Array:
-    # Scaled, lest squares underflow or overflow.
-    largest = jnp.max(values)
-    scale = jnp.where(largest > 0, largest, 1.0)
-    return scale * jnp.sqrt(jnp.mean((values / scale) ** 2) / math.prod(network.out_shape))
+    outputs = jax.vmap(lambda x: network(params, x))(x)
+    return measured(Gap(lower, upper), differences, outputs)

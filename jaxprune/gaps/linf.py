@@ -1,0 +1,113 @@
+"""The gap of one pair over a cube of inputs, in any of three norms of the outputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import validation
+from jaxprune.gaps.ascent import largest, lengths
+from jaxprune.gaps.difference import Removed, difference
+from jaxprune.gaps.intervals import interval_bound
+from jaxprune.gaps.rows import Measurement, measured
+from jaxprune.networks import Network
+from jaxprune.types import Gap, Key, Params
+
+MAX_RADIUS = 1e30
+
+
+def _rows(d):
+    return d.reshape(len(d), -1)
+
+
+# Norm of each row, and the direction in which it grows: a subgradient, up to a factor.
+_NORMS: dict[str, tuple[Callable, Callable]] = {
+    "linf": (
+        lambda d: jnp.max(jnp.abs(_rows(d)), axis=1),
+        lambda d: jnp.where(jnp.abs(d) == jnp.max(jnp.abs(d)), jnp.sign(d), 0.0),
+    ),
+    "l1": (lambda d: jnp.sum(jnp.abs(_rows(d)), axis=1), jnp.sign),
+    "l2": (lengths, lambda d: d / jnp.where(jnp.any(d != 0), jnp.max(jnp.abs(d)), 1.0)),
+}
+
+
+@dataclass(frozen=True)
+class LinfBall:
+    """All inputs with `||x||_inf <= radius`: every feature by itself in [-radius, radius].
+
+    Attributes:
+      radius: in (0, 1e30).
+      output: norm of `F(x) - f(x)`: "linf", "l1" or "l2".
+      samples: random vertices of the cube.
+      starts: how many of them, the best, start the ascent.
+      steps: iterations of the ascent.
+    """
+
+    radius: float = 1.0
+    output: str = "linf"
+    samples: int = 64
+    starts: int = 8
+    steps: int = 10
+
+    def __post_init__(self):
+        validation.real("radius", self.radius, 0.0, MAX_RADIUS)
+        validation.choice("output", self.output, _NORMS)
+        validation.integer("samples", self.samples, 1, 2**20)
+        validation.integer("starts", self.starts, 1, self.samples)
+        validation.integer("steps", self.steps, 0, 10_000)
+
+    def __str__(self):
+        return f"linf ball of radius {self.radius:g}, outputs in {self.output}"
+
+
+def measure_linf_ball(
+    domain: LinfBall, key: Key, network: Network, params: Params, removed: Removed
+) -> Measurement:
+    """Brackets `sup ||F - f||` over a cube for one pair.
+
+    The lower end is the largest distance met by ascent from the best random vertices, evaluated in
+    float32; the upper end is a theorem in floating point (`interval_bound`).
+    """
+    length, direction = _NORMS[domain.output]
+    radius = np.float32(domain.radius)
+    if radius > domain.radius:  # the vertices are to be in the cube
+        radius = np.nextafter(radius, np.float32(0.0))
+
+    def at(x):
+        return difference(network, params, removed, x)
+
+    bits = jax.random.bits(key, (domain.samples, *network.in_shape), jnp.uint32)
+    x = jnp.where(bits >> 31 == 0, radius, -radius)
+    differences = jax.vmap(at)(x)
+    best, starts = jax.lax.top_k(length(differences), domain.starts)
+    lower = largest(_ascend(at, length, direction, x[starts], best, radius, domain.steps))
+    upper = interval_bound(network, params, removed, domain.radius, domain.output)
+    outputs = jax.vmap(lambda x: network(params, x))(x)
+    return measured(Gap(lower, upper), differences, outputs, length)
+
+
+def _ascend(difference, length, direction, x, values, radius, steps):
+    """`x <- r sign(g)`, `g = J(x)^T u(x)`, u the direction in which the norm of F - f grows.
+
+    The vertex that maximises the linearised norm; where the network is linear between both points
+    the norm does not fall, as it is convex.
+
+    Returns:
+      `(n,)` the largest norm met from each start, the start included.
+    """
+
+    def value_and_gradient(x):
+        d, pull = jax.vjp(difference, x)
+        return d, pull(direction(d))[0]
+
+    def step(carry, _):
+        x, best = carry
+        d, g = jax.vmap(value_and_gradient)(x)
+        # Where the difference does not depend on a feature there is no direction: stay.
+        x = jnp.where(g == 0, x, radius * jnp.sign(g))
+        return (x, jnp.maximum(best, length(d))), None
+
+    (x, best), _ = jax.lax.scan(step, (x, values), length=steps)
+    return jnp.maximum(best, length(jax.vmap(difference)(x)))
