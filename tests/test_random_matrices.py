@@ -14,11 +14,12 @@ from random_layers import (
     convolution_norms,
     removed_bound,
 )
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from jaxprune import bounds, laws, networks, pruning
 from jaxprune.bounds import random_matrices
 from jaxprune.bounds.domination import gaussian_deviation, gaussian_lipschitz
+from jaxprune.bounds.threshold import threshold_level, threshold_log_moments
 
 
 def test_convex_order_of_the_uniform_law():
@@ -70,7 +71,7 @@ def test_threshold_level_is_the_quantile_of_an_order_statistic():
     rng = np.random.default_rng(1)
     count, k, trials, delta = 50, 5, 20_000, 0.1
     tau = np.partition(rng.random((trials, count)), k, axis=1)[:, k]
-    exceeded = np.sum(tau > random_matrices.threshold_level(count, k, delta))
+    exceeded = np.sum(tau > threshold_level(count, k, delta))
     low, high = stats.binom.interval(1 - FALSE_ALARM, trials, delta)
     assert low <= exceeded <= high
 
@@ -142,6 +143,31 @@ def test_concentration_of_a_convolution_at_tiny_delta():
 )
 def test_threshold_level_spends_no_more_than_its_budget(count, removed, delta):
     """SciPy's inverse of the beta tail does at k = 999; the tail itself is right."""
-    level = random_matrices.threshold_level(count, removed, delta)
+    level = threshold_level(count, removed, delta)
     assert special.betaincc(removed + 1, count - removed, level) <= delta * (1 + 1e-9)
     assert special.betaincc(removed + 1, count - removed, level * (1 - 1e-9)) > delta * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "removed"), [(64, 1), (64, 63), (2048, 20), (512**2, 11585), (2048**2, 4)]
+)
+def test_threshold_moments_of_uniform_weights_are_those_of_a_beta_variable(count, removed):
+    orders = (1, 4, 24, 128)
+    found = threshold_log_moments(laws.UNIFORM, count, removed, orders)
+    for p, value in zip(orders, found, strict=True):
+        i = np.arange(2 * p)
+        exact = np.sum(np.log(removed + 1.0 + i) - np.log(count + 1.0 + i))
+        assert -1e-9 <= value - exact <= 2 * p * 3e-3
+
+
+@pytest.mark.parametrize(("count", "removed"), [(64, 5), (64, 40), (4096, 400)])
+def test_threshold_moments_of_normal_weights_against_quadrature(count, removed):
+    density = stats.beta(removed + 1, count - removed).pdf
+    orders = (1, 4, 16)
+    found = threshold_log_moments(laws.NORMAL, count, removed, orders)
+    for p, value in zip(orders, found, strict=True):
+        power = lambda t, p=p: (
+            t ** (2 * p) * density(2 * stats.norm.cdf(t) - 1) * 2 * stats.norm.pdf(t)
+        )
+        exact = integrate.quad(power, 0.0, 12.0, epsabs=0, limit=500, points=[0.1, 1.0, 3.0])[0]
+        assert -1e-7 <= value - math.log(exact) <= 2 * p * 5e-3

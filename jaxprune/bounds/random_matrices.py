@@ -24,6 +24,7 @@ from jaxprune.bounds.norm_family import (
     Tail,
     TraceMoments,
 )
+from jaxprune.bounds.threshold import threshold_level, threshold_log_moments
 from jaxprune.bounds.trace_moments import (
     Size,
     comparison,
@@ -33,10 +34,9 @@ from jaxprune.bounds.trace_moments import (
     tree_walks,
     truncated_log_moments,
 )
-from jaxprune.laws import Family, Law
+from jaxprune.laws import UNIFORM, Family, Law
 from jaxprune.networks import Layer
 from jaxprune.pruning import METHODS, Amount, Pruning
-from jaxprune.statistics import upper_limit
 
 THRESHOLD_SHARE = 0.1
 """The part of delta that the threshold of magnitude pruning uses."""
@@ -51,10 +51,13 @@ _CONCENTRATION = "least mean, log-Sobolev concentration, README theorem 3; convo
 _FROBENIUS = "k entries of at most R, README theorems 3 and 4"
 
 
-def _moment_members(log_moment, density, size, bound, whole=None) -> tuple[Member, ...]:
+def _moment_members(
+    log_moment, density, size, bound, whole=np.inf, threshold=np.inf
+) -> tuple[Member, ...]:
     """Theorems that need nothing but bounds of the entries' moments.
 
-    `whole` holds trace moments of a matrix that dominates this one in every closed walk.
+    `whole` holds trace moments of a matrix that dominates this one in every closed walk, and
+    `threshold` those of a variable that times a matrix of uniform entries dominates it.
     """
     members: list[Member] = []
     for name, reference, compare in (
@@ -62,10 +65,11 @@ def _moment_members(log_moment, density, size, bound, whole=None) -> tuple[Membe
         ("tree walks", _TREE_WALKS, tree_walks),
         ("same variance", _SAME_VARIANCE, same_variance),
     ):
-        moments = trace_log_moments(log_moment, density, size, compare)
-        if whole is not None:
-            moments = tuple(np.minimum(moments, whole).tolist())
-        members.append(TraceMoments(name, reference, moments))
+        moments = np.minimum(trace_log_moments(log_moment, density, size, compare), whole)
+        if np.any(np.isfinite(threshold)):
+            uniform = trace_log_moments(_log_moments(UNIFORM), density, size, compare)
+            moments = np.minimum(moments, threshold + np.array(uniform))
+        members.append(TraceMoments(name, reference, tuple(moments.tolist())))
     if math.isfinite(bound):
         # A sum of `taps` phases times entries; all frequencies side by side are one matrix.
         variance = density * math.exp(log_moment[0]) * max(size.rows, size.columns) * size.taps
@@ -155,7 +159,7 @@ def pruned_tails(layer: Layer, law: Law, method: str, removed: float, delta: flo
     root = math.sqrt(removed * min(removed, size.taps))
     if method == "magnitude":
         level = threshold_level(size.weights, removed, delta)
-        parts = _magnitude_tails(law.family, size, q, level)
+        parts = _magnitude_tails(law.family, size, removed, level)
         kept, rest = (replace(tail, scale=law.scale(*layer.fans)) for tail in parts)
         tau = float(law.family.magnitude_quantile(level))
         return PrunedTails(kept, _few(rest, tau * root), delta, level)
@@ -171,19 +175,10 @@ def _few(tail: Tail, ceiling: float) -> Tail:
     return replace(tail, members=(*tail.members, Always("Frobenius norm", _FROBENIUS, ceiling)))
 
 
-def threshold_level(count: int, removed: int, delta: float) -> float:
-    """`P(F(τ) > level) <= delta`, F the distribution function of |w|, τ the magnitude threshold.
-
-    τ is the smallest magnitude kept, the (k+1)-th of D: `F(τ) ~ Beta(k + 1, D - k)`. H. A. David,
-    H. N. Nagaraja, Order Statistics, 3rd ed., section 2.3. That tail is binomial, `P(Beta(k + 1,
-    D - k) > p) = P(Bin(D, p) <= k)`, so its quantile is the Clopper-Pearson limit.
-    """
-    return float(upper_limit(removed, count, delta))
-
-
 @lru_cache(maxsize=1024)
-def _magnitude_tails(family: Family, size: Size, q: float, level: float):
+def _magnitude_tails(family: Family, size: Size, count: int, level: float):
     """Kept and removed part; either is dominated by the whole, in every trace moment."""
+    q = count / size.weights
     whole = tuple(
         member
         for member in _standard_tail(family, size, 1.0).members
@@ -195,7 +190,8 @@ def _magnitude_tails(family: Family, size: Size, q: float, level: float):
     below, above = truncated_log_moments(family, level, ORDERS[-1])
     tau = float(family.magnitude_quantile(level))
     kept = _moment_members(above, 1.0 - q, size, family.bound, moments)
-    removed = _moment_members(below, q, size, tau, moments)
+    threshold = threshold_log_moments(family, size.weights, count, ORDERS)
+    removed = _moment_members(below, q, size, tau, moments, threshold)
     return Tail(1.0, kept), Tail(1.0, removed + _dominated_members(family, size, level))
 
 

@@ -1,0 +1,64 @@
+"""The threshold τ of magnitude pruning: the (k+1)-th smallest of D magnitudes (README, theorem 2).
+
+With F the distribution function of |w|, `F(τ) ~ Beta(k + 1, D - k)`. H. A. David, H. N. Nagaraja,
+Order Statistics, 3rd ed., section 2.3.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import special
+
+from jaxprune.laws import Family
+from jaxprune.statistics import upper_limit
+
+
+def threshold_level(count: int, removed: int, delta: float) -> float:
+    """`P(F(τ) > level) <= delta`.
+
+    The beta tail is binomial, `P(Beta(k + 1, D - k) > p) = P(Bin(D, p) <= k)`, so its quantile is
+    the Clopper-Pearson limit.
+
+    Args:
+      count: D.
+      removed: k, from 1 to D - 1.
+      delta: in (0, 1).
+    """
+    return float(upper_limit(removed, count, delta))
+
+
+def threshold_log_moments(
+    family: Family, count: int, removed: int, orders: Sequence[int]
+) -> np.ndarray:
+    """At least `log E τ^(2p)`, one a p of `orders`.
+
+    τ is rounded up to the next point of a grid. Above the grid, for laws without a bound,
+    `E[τ^(2p); F(τ) > u] <= (E τ^(4p) P(F(τ) > u))^(1/2)` and `E τ^(4p) <= D E |X|^(4p)`.
+
+    Args:
+      family: of X; τ is that of its standard variable.
+      count: D.
+      removed: k, from 1 to D - 1.
+      orders: the p.
+    """
+    a, b = removed + 1.0, float(count - removed)
+    mean = a / (a + b)
+    spread = math.sqrt(mean * (1.0 - mean) / (a + b + 1.0))
+    bounded = math.isfinite(family.bound)
+    top = 1.0 if bounded else 1.0 - 1e-12
+    near = mean + spread * np.linspace(-10.0, 10.0, 401)
+    far = np.geomspace(0.1 * mean, 1.0, 4000)
+    u = np.unique(np.append(np.clip(np.concatenate([near, far]), 0.1 * mean, top), top))
+    log_tau = np.log(family.magnitude_quantile(u))
+    with np.errstate(divide="ignore"):
+        log_exceeds = np.log(special.betaincc(a, b, u))
+    moments = []
+    for p in orders:
+        # Summed by parts: Q(u_0)^(2p) + Σ P(F(τ) > u_i) (Q(u_(i+1))^(2p) - Q(u_i)^(2p)).
+        steps = np.log(-np.expm1(-2 * p * np.diff(log_tau))) + 2 * p * log_tau[1:]
+        terms = [*(log_exceeds[:-1] + steps), 2 * p * log_tau[0]]
+        if not bounded:
+            terms.append(0.5 * (math.log(count) + family.log_moment(2 * p) + log_exceeds[-1]))
+        moments.append(float(special.logsumexp(terms)))
+    return np.array(moments)
