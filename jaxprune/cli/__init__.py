@@ -3,9 +3,9 @@
 import argparse
 
 from jaxprune import __version__
-from jaxprune.cli import common, verify
+from jaxprune.cli import common, frontier, threshold, verify
 
-COMMANDS = (verify,)
+COMMANDS = (verify, frontier, threshold)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -23,6 +23,19 @@ def number_up(value: float | None) -> str:
     return number(value) if value <= float(number(value)) else number(value + step)
 
 
+def number_down(value: float | None) -> str:
+    """Three significant digits, rounded down."""
+    if not value:
+        return number(value)
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return number(value) if value >= float(number(value)) else number(value - step)
+
+
+def percent(share: float) -> str:
+    """A share in percent, every digit that was given."""
+    return f"{100 * share:.12g} %"
+
+
 def eps(cell: dict[str, Any]) -> str:
     """A cell's ε; the theorem's is rounded up and starred."""
     if cell["eps_source"] == "theorem":
@@ -43,7 +56,7 @@ def target(cell: dict[str, Any]) -> str:
 
 def caption(result: dict[str, Any]) -> list[str]:
     """What the columns mean, with every confidence in words."""
-    percent = f"{100 * result['plan']['confidence']:.12g} %"
+    confidence = percent(result["plan"]["confidence"])
     return [
         "Claim of each row: P(gap ≤ ε) ≥ 1 − δ. Gap: sup ‖F(x) − f(x)‖ over the unit ball, or the "
         "largest over the test images. P: over weights (or trainings) and masks; images are fixed.",
@@ -51,10 +64,11 @@ def caption(result: dict[str, Any]) -> list[str]:
         "float32 distance > ε; between, neither, or within 10⁻⁴ of ε; nonfinite. The last two "
         "count against either verdict.",
         "Where most trials are between, more trials will not decide: the bracket is too wide.",
-        f"P(gap ≤ ε): one-sided Clopper–Pearson limits from these counts, {percent} confidence "
+        f"P(gap ≤ ε): one-sided Clopper–Pearson limits from these counts, {confidence} confidence "
         "each. *: ε is the theorem's; certified ε is rounded up.",
         f"Verdicts (Holm over all {len(result['cells'])} claims, which may share trials): with "
-        f"{percent} confidence none is wrongly said to hold, with {percent} none to be violated.",
+        f"{confidence} confidence none is wrongly said to hold, with {confidence} none to be "
+        "violated.",
     ]
 
 

@@ -1,0 +1,162 @@
+"""The result of `studies.threshold` as tables and a plot; nothing is computed here."""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxprune.report.frontier import law
+from jaxprune.report.words import number, percent, plain
+
+KINDS = {
+    "gap": ("gap", "C0", 1.0),
+    "lower end": ("lower end of its bracket alone", "C2", 1.02),
+    "upper end": ("upper end alone", "C3", 0.98),
+}
+LINES = {
+    "theorem": ("theorem", "k--"),
+    "infinite_width": ("infinite width, one input: an estimate", "k:"),
+}
+
+
+def render(result: dict[str, Any], console: Console) -> None:
+    """Prints the thresholds, the exponents, and what they mean."""
+    console.print()
+    console.print(Text(plain(_title(result["plan"])), style="bold"))
+    console.print(_thresholds(result))
+    console.print(_exponents(result))
+    for line in caption(result["plan"]):
+        console.print(Text(line), soft_wrap=False)
+
+
+def caption(plan: dict[str, Any]) -> list[str]:
+    """What the columns mean, with every confidence in words."""
+    confidence = percent(plan["confidence"])
+    twice = percent(1.0 - 2.0 * (1.0 - plan["confidence"]))
+    pilot = " ε: picked by a pilot of other trials." if plan["eps_source"] == "pilot" else ""
+    return [
+        "d*: the least width with P(gap ≤ ε) ≥ 1 − δ, more than the first number and at most the "
+        "second; – where no width simulated shows it. The same for either end of the gap's bracket "
+        "in the gap's place. Theorem: certified, no sampling. Infinite width: an estimate.",
+        f"With {confidence} confidence every verdict is right, of all {plan['cells']} cells "
+        f"(width, ε, δ); {plan['trials']} trials a width.{pilot} That d* exceeds a violated width assumes "
+        "that smaller widths are violated too.",
+        "Exponents: least-squares slopes of log d*. Limits: of the true d*'s slope, at the same "
+        f"confidence, no power law assumed. With scatter: t limits of a power law that the d* "
+        f"scatter about, over all values in the brackets, {twice} together with the verdicts.",
+    ]
+
+
+def plot(result: dict[str, Any]) -> Figure:
+    """Brackets of d* against 1/ε and 1/δ, with the theorem's and infinite width's lines."""
+    figure = Figure(figsize=(11.0, 5.2), layout="constrained")
+    for ax, variable in zip(figure.subplots(1, 2), ("eps", "delta"), strict=True):
+        _panel(ax, result, variable)
+    figure.suptitle(plain(_title(result["plan"])), fontsize=9, parse_math=False)
+    return figure
+
+
+def _panel(ax: Axes, result, variable):
+    plan, rows = result["plan"], _along(result, variable)
+    x = [1.0 / t[variable] for t in rows]
+    for kind, (label, color, shift) in KINDS.items():
+        closed = [(s * shift, t[kind]) for s, t in zip(x, rows, strict=True)]
+        closed = [(s, b["above"], b["most"]) for s, b in closed if None not in b.values()]
+        label = f"{label}: exponent {_estimate(result, variable, kind)}"
+        at, above, most = zip(*closed, strict=True) if closed else ((), (), ())
+        ax.vlines(at, above, most, color=color, lw=3 if kind == "gap" else 1.4, label=label)
+        ax.plot(at, above, "_", color=color, ms=6)
+        ax.plot(at, most, "_", color=color, ms=6)
+    for kind, (label, style) in LINES.items():
+        known = [(s, t[kind]) for s, t in zip(x, rows, strict=True) if t[kind]]
+        estimate = _estimate(result, variable, kind)
+        label = f"{label}: exponent {estimate}" if estimate else label
+        ax.plot([s for s, _ in known], [d for _, d in known], style, marker=".", lw=1, label=label)
+    if plan["alpha"]:
+        _paper(ax, x, rows, plan)
+    ax.set_xscale("log")
+    ax.set_yscale("log", base=2)
+    ax.yaxis.set_major_formatter(lambda d, _: f"{d:g}")
+    ax.minorticks_off()
+    values = [t[variable] for t in rows]
+    ax.set_xticks(x, [f"1/{v:g}" for v in values], rotation=45)
+    ax.set_xlabel("1/ε" if variable == "eps" else "1/δ")
+    ax.set_ylabel("width")
+    fixed = f"δ = {plan['delta']:g}" if variable == "eps" else f"ε = {plan['eps_of_deltas']:g}"
+    ax.set_title(fixed, fontsize=9)
+    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+
+
+def _paper(ax, x, rows, plan):
+    """A line of the paper's slope 1/alpha, up to the top of the axis; its place means nothing."""
+    start = min((t["gap"]["most"] for t in rows if t["gap"]["most"]), default=plan["widths"][0])
+    top = max([*plan["widths"], *(t["theorem"] or 0 for t in rows)])
+    end = min(max(x), min(x) * (top / start) ** plan["alpha"])
+    slope = 1.0 / plan["alpha"]
+    ax.plot(
+        [min(x), end],
+        [start, start * (end / min(x)) ** slope],
+        color="grey",
+        lw=1,
+        label=f"slope of the paper's 1/α = {slope:g}",
+    )
+
+
+def _along(result, variable):
+    """The thresholds of one axis, by rising 1/variable."""
+    plan = result["plan"]
+    fixed, at = ("delta", plan["delta"]) if variable == "eps" else ("eps", plan["eps_of_deltas"])
+    rows = [t for t in result["thresholds"] if t[fixed] == at]
+    return sorted(rows, key=lambda t: -t[variable])
+
+
+def _estimate(result, variable, kind):
+    for row in result["exponents"]:
+        if (row["of"], row["kind"]) == (f"1/{variable}", kind):
+            if row["estimate"] is None:
+                return "unknown"
+            exact = row["low"] == row["high"]
+            limits = "" if exact else f" ({row['low']:.2f} to {row['high']:.2f})"
+            return f"{row['estimate']:.2f}{limits}"
+    return ""
+
+
+def _thresholds(result):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("ε", "δ", "d*", "of lower ends", "of upper ends", "theorem", "infinite width"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for t in result["thresholds"]:
+        brackets = (f"{number(t[k]['above'])} to {number(t[k]['most'])}" for k in KINDS)
+        table.add_row(
+            number(t["eps"]),
+            number(t["delta"]),
+            *brackets,
+            str(t["theorem"] or "–"),
+            str(t["infinite_width"] or "–"),
+        )
+    return table
+
+
+def _exponents(result):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("exponent of d* in")
+    for name in ("", "estimate", "limits", "with scatter", "points"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result["exponents"]:
+        kind = row["kind"].replace("_", " ")
+        pairs = [(row.get(a), row.get(b)) for a, b in _LIMITS]
+        texts = ["–" if None in pair else f"{pair[0]:.2f} to {pair[1]:.2f}" for pair in pairs]
+        estimate = "–" if row["estimate"] is None else f"{row['estimate']:.2f}"
+        table.add_row(row["of"], kind, estimate, *texts, str(row.get("points", "")))
+    return table
+
+
+_LIMITS = (("low", "high"), ("scatter_low", "scatter_high"))
+
+
+def _title(plan):
+    return f"Threshold width: {plan['pruning']}, {plan['amount']} weights a layer; {law(plan)}"
