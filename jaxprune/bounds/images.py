@@ -41,7 +41,7 @@ class _Layer:
     Attributes:
       rows, columns: of W.
       deviation: of Gaussian entries that dominate W's in convex order.
-      lipschitz: of W's entries as functions of normal variables.
+      lipschitz: with which functions of W concentrate, see `gaussian_lipschitz`.
       removed: the norm of W - W∘M.
       row_sums: that of `row_sum_tail` for W - W∘M.
       frobenius: at least the root of `E ||W - W∘M||_F²`.
@@ -215,8 +215,7 @@ def certify_by_images(
       delta: of the whole statement.
 
     Returns:
-      The certificate; None for a convolution, or a law that is no Lipschitz function of a normal
-      variable.
+      The certificate; None for a convolution, or a law that is neither uniform nor normal.
     """
     dense = all(layer.kind == "dense" for layer in network.layers)
     if not dense or law.family not in (laws.UNIFORM, laws.NORMAL):
