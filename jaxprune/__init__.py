@@ -1,6 +1,6 @@
 """How far is a pruned network from the network it was pruned from, and with what probability?"""
 
-from jaxprune.activations import identity, leaky_relu, relu, tanh
+from jaxprune.activations import erf, identity, leaky_relu, relu, tanh
 from jaxprune.bounds import certify, infinite_width
 from jaxprune.engine import Tally, simulate
 from jaxprune.gaps import UnitBall
@@ -27,6 +27,7 @@ __all__ = [
     "certify",
     "convolutional",
     "dense",
+    "erf",
     "identity",
     "infinite_width",
     "into_ball",
