@@ -11,7 +11,8 @@ import pytest
 from scipy import integrate, stats
 
 from jaxprune import activations, bounds, laws, networks, pruning
-from jaxprune.bounds.images import REMOVED, _problem, certify_by_images
+from jaxprune.bounds.ball_images import REMOVED
+from jaxprune.bounds.images import _problem, certify_by_images
 from jaxprune.bounds.norm_family import ORDERS
 from jaxprune.bounds.random_matrices import pruned_tails
 from jaxprune.bounds.row_sums import row_sum_tail
