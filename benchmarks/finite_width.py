@@ -13,8 +13,9 @@ are fitted by
     mean(d) / limit(d) - 1 = slope / d + curvature / d²
 
 by least squares, weighted by the standard errors. Printed: both with 95 % intervals, the p-value
-of the fit (chi-square; small if the model is too simple for the widths), and the ratios. The
-identity's gap has no correction at all, which checks the method: `--activations identity`.
+of the fit (chi-square; small if the model is too simple for the widths), and the ratios. A linear
+network (`--activations identity`) has no correction by random pruning; by magnitude, with uniform
+weights, 3 / fraction is the curvature of its middle layer, because the threshold is random.
 """
 
 import argparse

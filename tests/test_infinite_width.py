@@ -3,7 +3,9 @@
 A random test fails falsely with probability below FALSE_ALARM.
 """
 
+import importlib.util
 import itertools
+import pathlib
 import sys
 
 import mpmath
@@ -236,3 +238,41 @@ def test_infinite_width_refuses(change, named):
     arguments = dict(network=networks.dense((3, 4, 5)), amount=pruning.Count(1), layers="all")
     with pytest.raises(ValueError, match=f"^{named} = "):
         bounds.infinite_width(law=LAW, pruning=pruning.random, **arguments | change)
+
+
+def finite_width():
+    path = pathlib.Path(__file__).parent.parent / "benchmarks" / "finite_width.py"
+    spec = importlib.util.spec_from_file_location("finite_width", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_finite_width_fit_covers_the_slope_it_was_given():
+    fit, rng = finite_width().fit, np.random.default_rng(5)
+    widths, errors = np.array([16, 32, 64, 128, 256]), np.array([1, 2, 3, 3, 4]) * 1e-3
+    exact = 1 - 0.7 / widths + 12 / widths**2
+    found = fit(widths, exact, errors)
+    assert (found.slope, found.curvature) == pytest.approx((-0.7, 12), rel=1e-9)
+    assert found.p_value == pytest.approx(1)
+    trials, covered, small = 2000, 0, 0
+    for _ in range(trials):
+        found = fit(widths, exact + errors * rng.standard_normal(5), errors)
+        covered += abs(found.slope + 0.7) <= found.slope_error
+        small += found.p_value <= 0.05
+    for count, p in ((covered, 0.95), (small, 0.05)):
+        low, high = stats.binom.interval(1 - FALSE_ALARM, trials, p)
+        assert low <= count <= high
+
+
+def test_finite_width_correction_of_linear_networks():
+    """By magnitude, E τ² of the (k+1)-th of D uniform magnitudes: 3 / (q D) to first order."""
+    module = finite_width()
+    args = module.parser().parse_args(["--widths", "8", "10", "12", "--weights", "1e6"])
+    for point in module.measure(args, "identity", "magnitude")["points"]:
+        count = point["width"] ** 2
+        k = int(args.fraction * count)
+        exact = (k + 1) * (k + 2) / ((count + 1) * (count + 2)) * (count / k) ** 2
+        allowed = stats.norm.isf(FALSE_ALARM / 6) * point["standard_error"] / point["limit"]
+        assert abs(point["mean"] / point["limit"] - exact) <= allowed < 0.2
+        assert exact > 1.15
