@@ -2,7 +2,7 @@
 
 from jaxprune.gaps.ascent import ascend, lengths
 from jaxprune.gaps.difference import Removed, difference, removed_part
-from jaxprune.gaps.intervals import interval_bound
+from jaxprune.gaps.intervals import interval_bounds
 from jaxprune.gaps.linf import LinfBall, measure_linf_ball
 from jaxprune.gaps.multipliers import multiplier_bound, shared_torus
 from jaxprune.gaps.norms import frequencies, norm_bound
@@ -17,7 +17,7 @@ __all__ = [
     "ascend",
     "difference",
     "frequencies",
-    "interval_bound",
+    "interval_bounds",
     "lengths",
     "measure_ball",
     "measure_linf_ball",

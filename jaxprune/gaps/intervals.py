@@ -39,9 +39,17 @@ class Interval(NamedTuple):
     high: jax.Array
 
 
-def interval_bound(
-    network: Network, params: Params, removed: Removed, radius: float, output: str
-) -> jax.Array:
+class OutputNorms(NamedTuple):
+    """A bound for each norm of the outputs; `()` arrays."""
+
+    linf: jax.Array
+    l1: jax.Array
+    l2: jax.Array
+
+
+def interval_bounds(
+    network: Network, params: Params, removed: Removed, radius: float | jax.Array
+) -> OutputNorms:
     """At least `sup ||F - f||` over `||x||_inf <= radius`.
 
     Args:
@@ -49,29 +57,31 @@ def interval_bound(
       params: the target's weights.
       removed: from `removed_part`.
       radius: of the inputs.
-      output: norm of the outputs, "linf", "l1" or "l2".
 
     Returns:
-      `()` float32, an upper bound in floating point; 0 exactly if all removed parts are 0, NaN or
-      infinite if a weight is.
+      float32 upper bounds in floating point; 0 exactly if all removed parts are 0, NaN or infinite
+      if a weight is.
     """
     pruned = [i for i, p in enumerate(removed) if p is not None]
     if not pruned:
-        return jnp.float32(0.0)
+        return OutputNorms(*[jnp.float32(0.0)] * 3)
     with jax.enable_x64(True):
         d, norm = _output(network, params, removed, radius)
         sizes = _sizes(d)
-        count = sizes.size
-        # A norm over all outputs may be less than what their intervals add up to.
-        bound = {
-            "linf": lambda: jnp.minimum(jnp.max(sizes), norm),
-            "l1": lambda: jnp.minimum(jnp.sum(sizes), math.sqrt(count) * norm),
-            "l2": lambda: jnp.minimum(_length(sizes), norm),
-        }[output]()
-        bound = jnp.where(jnp.all(jnp.isfinite(sizes)), bound, jnp.nan)
-        bound = bound * (1.0 + norms.growth(count) + 2.0**-22) + jnp.finfo(jnp.float32).tiny
+        finite = jnp.all(jnp.isfinite(sizes))
         nothing = jnp.all(jnp.stack([norms.is_zero(removed[i]) for i in pruned]))
-        return jnp.where(nothing, 0.0, bound).astype(jnp.float32)
+
+        def rounded(bound):
+            bound = jnp.where(finite, bound, jnp.nan)
+            bound = bound * (1.0 + norms.growth(sizes.size) + 2.0**-22)
+            return jnp.where(nothing, 0.0, bound + jnp.finfo(jnp.float32).tiny).astype(jnp.float32)
+
+        # The Euclidean norm may be less than what the intervals add up to.
+        return OutputNorms(
+            linf=rounded(jnp.minimum(jnp.max(sizes), norm)),
+            l1=rounded(jnp.minimum(jnp.sum(sizes), math.sqrt(sizes.size) * norm)),
+            l2=rounded(norm),
+        )
 
 
 class _State(NamedTuple):
@@ -84,9 +94,9 @@ class _State(NamedTuple):
 def _output(network, params, removed, radius) -> tuple[Interval, jax.Array]:
     """Intervals of `F(x) - f(x)`, and at least its Euclidean norm."""
     s = network.activation
-    side = jnp.full(network.in_shape, radius, jnp.float64)
-    length = radius * math.sqrt(side.size) * (1.0 + 4 * norms.UNIT)
-    h = g = _State(Interval(-side, side), jnp.float64(length))
+    side = jnp.full(network.in_shape, jnp.asarray(radius, jnp.float64))
+    length = _length(side)
+    h = g = _State(Interval(-side, side), length)
     e = d = None
     for i, layer in enumerate(network.layers):
         w = norms.as_float64(params[i])

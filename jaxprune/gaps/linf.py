@@ -10,7 +10,7 @@ import numpy as np
 from jaxprune import validation
 from jaxprune.gaps.ascent import largest, lengths
 from jaxprune.gaps.difference import Removed, difference
-from jaxprune.gaps.intervals import interval_bound
+from jaxprune.gaps.intervals import interval_bounds
 from jaxprune.gaps.rows import Measurement, measured
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Key, Params
@@ -68,11 +68,11 @@ def measure_linf_ball(
     """Brackets `sup ||F - f||` over a cube for one pair.
 
     The lower end is the largest distance met by ascent from the best random vertices, evaluated in
-    float32; the upper end is a theorem in floating point (`interval_bound`).
+    float32; the upper end is a theorem in floating point (`interval_bounds`).
     """
     length, direction = _NORMS[domain.output]
     radius = np.float32(domain.radius)
-    if radius > domain.radius:  # the vertices are to be in the cube
+    if float(radius) > domain.radius:  # the vertices are to be in the cube
         radius = np.nextafter(radius, np.float32(0.0))
 
     def at(x):
@@ -83,7 +83,7 @@ def measure_linf_ball(
     differences = jax.vmap(at)(x)
     best, starts = jax.lax.top_k(length(differences), domain.starts)
     lower = largest(_ascend(at, length, direction, x[starts], best, radius, domain.steps))
-    upper = interval_bound(network, params, removed, domain.radius, domain.output)
+    upper = getattr(interval_bounds(network, params, removed, domain.radius), domain.output)
     outputs = jax.vmap(lambda x: network(params, x))(x)
     return measured(Gap(lower, upper), differences, outputs, length)
 

@@ -1,0 +1,250 @@
+"""The gap over a cube against exact fractions, all vertices, closed forms and float64.
+
+Nothing here is left to chance: seeds are fixed, and every assertion is a theorem for each of them.
+"""
+
+import itertools
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from scipy import special
+from test_gaps import matrix, pair
+
+from jaxprune import activations, engine, gaps, networks, pruning
+from jaxprune.gaps import LinfBall, intervals
+from jaxprune.gaps.intervals import Interval
+
+OUTPUTS = {"linf": np.inf, "l1": 1, "l2": 2}
+NUMPY = {
+    "relu": lambda a: np.maximum(a, 0),
+    "leaky_relu(0.2)": lambda a: np.where(a > 0, a, 0.2 * a),
+    "tanh": np.tanh,
+    "erf": special.erf,
+    "identity": lambda a: a,
+}
+ACTIVATIONS = [
+    activations.relu,
+    activations.leaky_relu(0.2),
+    activations.tanh,
+    activations.erf,
+    activations.identity,
+]
+interval_bounds = jax.jit(gaps.interval_bounds, static_argnums=0)
+measure = jax.jit(gaps.measure_linf_ball, static_argnums=(0, 2))
+
+
+def difference64(network, params, removed, x):
+    """`F(x) - f(x)` of the rows x in NumPy's float64."""
+    outputs = []
+    for kept in (False, True):
+        h = np.asarray(x, np.float64).T
+        for i, layer in enumerate(network.layers):
+            w = params[i] - removed[i] if kept and removed[i] is not None else params[i]
+            h = matrix(layer, w) @ h
+            if i < len(network.layers) - 1:
+                h = NUMPY[str(network.activation)](h)
+        outputs.append(h.T)
+    return outputs[0] - outputs[1]
+
+
+def points(n, radius):
+    """All vertices of the cube, its centre's neighbourhood, and points between."""
+    vertices = np.array(list(itertools.product((-1.0, 1.0), repeat=n)))
+    inner = np.random.default_rng(0).uniform(-1, 1, (1000, n))
+    return radius * np.concatenate([vertices, inner, 1e-3 * inner])
+
+
+@pytest.mark.parametrize(
+    ("widths", "activation", "which"),
+    [
+        ((6, 9, 7, 5), activations.relu, "middle"),
+        ((6, 9, 7, 5), activations.tanh, "all"),
+        ((6, 9, 5), activations.relu, "all"),
+        ((6, 9, 5), activations.leaky_relu(0.2), "dense1"),
+        ((6, 9, 5), activations.erf, "dense2"),
+        ((6, 9, 5), activations.identity, "dense1"),
+    ],
+    ids=str,
+)
+def test_every_point_of_the_cube_is_below_the_bound(widths, activation, which, key):
+    network = networks.dense(widths, activation)
+    for seed, radius in ((0, 0.5), (1, 0.5), (2, 16.0), (3, 0.01)):
+        params, masks = pair(network, jax.random.fold_in(key, seed), which=which)
+        removed = gaps.removed_part(params, masks)
+        upper = interval_bounds(network, params, removed, radius)
+        d = difference64(network, params, removed, points(6, radius))
+        for output, order in OUTPUTS.items():
+            most = np.linalg.norm(d, order, axis=1).max()
+            assert most <= getattr(upper, output) <= 30 * most
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        networks.convolutional((1, 3, 2), 3, strides=(1, 2)),
+        networks.convolutional((1, 3), 3, padding="CIRCULAR", outputs=4),
+    ],
+    ids=["same, stride", "circular, read-out"],
+)
+def test_convolutions(network, key):
+    params, masks = pair(network, key)
+    removed = gaps.removed_part(params, masks)
+    upper = interval_bounds(network, params, removed, 1.0)
+    d = difference64(network, params, removed, points(9, 1.0))
+    for output, order in OUTPUTS.items():
+        most = np.linalg.norm(d, order, axis=1).max()
+        assert most <= getattr(upper, output) <= 20 * most
+
+
+def test_one_layer_has_closed_forms(key):
+    """linf: the largest row sum of |P|; l1: the largest over all vertices, at most all of |P|."""
+    network = networks.dense((8, 6))
+    params, masks = pair(network, key, q=0.6)
+    removed = gaps.removed_part(params, masks)
+    p = [[abs(Fraction(float(v))) for v in row] for row in np.asarray(removed[0])]
+    exact = Fraction(0.75) * max(map(sum, p))
+    upper = interval_bounds(network, params, removed, 0.75)
+    assert exact <= Fraction(float(upper.linf)) <= exact * (1 + Fraction(1, 10**6))
+    d = difference64(network, params, removed, points(8, 0.75))
+    assert np.linalg.norm(d, 1, axis=1).max() <= upper.l1 <= 0.75 * float(sum(map(sum, p))) * 1.001
+    for output, order in OUTPUTS.items():
+        gap = measure(LinfBall(0.75, output), key, network, params, removed).gap
+        exact = np.linalg.norm(d, order, axis=1).max()
+        assert 0.9 * exact <= gap.lower <= exact * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_the_difference_of_activations_has_the_exact_interval(activation):
+    """Against a grid over `a in A, b in B, a - b in D`: never crossed, and reached to 2 %."""
+    rng = np.random.default_rng(0)
+    s = NUMPY[str(activation)]
+    steps = np.linspace(0, 1, 401)
+    with jax.enable_x64(True):
+        for _ in range(40):
+            scale = 10.0 ** rng.uniform(-2, 1)
+            a, b, d = np.sort(rng.normal(size=(3, 2)) * scale, axis=1)
+            grid_a = a[0] + steps[:, None] * (a[1] - a[0])
+            grid_b = b[0] + steps[None, :] * (b[1] - b[0])
+            inside = (grid_a - grid_b >= d[0]) & (grid_a - grid_b <= d[1])
+            if inside.sum() < 1000:
+                continue
+            # The callers' d is no wider than `a - b` allows.
+            d = np.array([max(d[0], a[0] - b[1]), min(d[1], a[1] - b[0])])
+            values = (s(grid_a) - s(grid_b))[inside]
+            low, high = intervals._activated_difference(
+                activation, *(Interval(jnp.array([v[0]]), jnp.array([v[1]])) for v in (a, b, d))
+            )
+            room = 0.02 * (a[1] - a[0] + b[1] - b[0]) * activation.lipschitz
+            assert values.min() - room <= low[0] <= values.min()
+            assert values.max() <= high[0] <= values.max() + room
+
+
+def test_images_contain_the_exact_ones():
+    """In fractions, at the vertex that is extreme for each row; weights of 60 decades."""
+    rng = np.random.default_rng(0)
+    layer = networks.Dense(7, 30)
+    with jax.enable_x64(True):
+        w = rng.normal(size=(30, 7)) * 10.0 ** rng.integers(-30, 30, (30, 7))
+        ends = np.sort(rng.normal(size=(2, 7)), axis=0) * 10.0 ** rng.integers(-9, 9, 7)
+        state = intervals._State(Interval(*map(jnp.asarray, ends)), jnp.array(1e300))
+        low, high = intervals._image(layer, jnp.asarray(w), state)
+        for i in range(30):
+            pairs = [
+                sorted(Fraction(w[i, j]) * Fraction(ends[k, j]) for k in (0, 1)) for j in range(7)
+            ]
+            assert Fraction(float(low[i])) <= sum(p[0] for p in pairs)
+            assert Fraction(float(high[i])) >= sum(p[1] for p in pairs)
+            size = float(max(abs(v) for p in pairs for v in p))
+            assert float(high[i]) <= float(sum(p[1] for p in pairs)) + 1e-12 * size
+
+
+@pytest.mark.parametrize("name", ["tanh", "erf"])
+def test_the_assumed_error_of_activations(name):
+    rng = np.random.default_rng(0)
+    a = np.concatenate([rng.normal(size=300) * 4, 10.0 ** rng.uniform(-300, 2, 200), [0.0]])
+    with jax.enable_x64(True), mpmath.workdps(40):
+        values = np.asarray(getattr(activations, name).fn(jnp.asarray(a)))
+        for x, value in zip(a.tolist(), values.tolist(), strict=True):
+            exact = getattr(mpmath, name)(x)
+            assert abs(value - exact) <= intervals._FUNCTION / 100 * abs(exact)
+
+
+def test_brackets_scale_with_the_radius(key):
+    """By a power of two, for a positively homogeneous activation: to the last bit."""
+    network = networks.dense((6, 9, 5))
+    params, masks = pair(network, key, which="dense2")
+    removed = gaps.removed_part(params, masks)
+    one, eight = (measure(LinfBall(r, "l1"), key, network, params, removed) for r in (1.0, 8.0))
+    assert 8 * one.gap.lower == eight.gap.lower and 8 * one.sampled == eight.sampled
+    assert float(8 * one.gap.upper) == pytest.approx(float(eight.gap.upper), rel=1e-12)
+    assert one.sampled <= one.gap.lower <= one.gap.upper
+    assert one.relative == eight.relative
+
+
+def test_a_radius_between_two_floats_stays_in_the_cube(key):
+    """Of one weight 1 the gap is the radius, and float32(0.1) > 0.1."""
+    network, w = networks.dense((1, 1)), (jnp.ones((1, 1)),)
+    gap = measure(LinfBall(0.1), key, network, w, w).gap
+    assert 0.1 * (1 - 1e-7) <= float(gap.lower) <= 0.1 <= float(gap.upper) <= 0.1 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_nonfinite_weight_has_no_finite_bound(value, key):
+    network = networks.dense((6, 9, 7, 5))
+    params, masks = pair(network, key, which="middle")
+    params = (params[0].at[3, 2].set(value), *params[1:])
+    upper = interval_bounds(network, params, gaps.removed_part(params, masks), 1.0)
+    assert not np.isfinite(np.array(upper)).any()
+
+
+def test_the_engine_counts_a_known_gap():
+    """A 1 x d layer without its k smallest weights: the gap is r times the sum of their sizes."""
+    d, k, radius = 12, 5, 0.3
+    w = np.random.default_rng(0).normal(size=(40, 1, d)).astype(np.float32)
+    exact = radius * np.sort(np.abs(w[:, 0]).astype(np.float64), axis=1)[:, :k].sum(axis=1)
+    eps = float(np.sort(exact)[10:12].mean())
+    run = engine.prepare(
+        networks.dense((d, 1)),
+        (w,),
+        pruning.magnitude,
+        pruning.Count(k),
+        layers="all",
+        trials=40,
+        domain=LinfBall(radius, samples=2, starts=1, steps=1),
+    )
+    tally = engine.tally_run(run, [eps])
+    assert tally.counts(eps) == (11, 0, 29, 0)
+    assert tally.worst[0] == (pytest.approx(exact.max(), rel=1e-6), int(exact.argmax()))
+    nothing = engine.simulate(
+        networks.dense((d, 1)),
+        (w,),
+        pruning.magnitude,
+        pruning.Count(0),
+        layers="all",
+        eps=[1e-30],
+        trials=40,
+        domain=LinfBall(radius, samples=2, starts=1, steps=1),
+    )
+    assert nothing.counts(1e-30).close == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"radius": 0.0}, "radius"),
+        ({"radius": math.inf}, "radius"),
+        ({"radius": "1"}, "radius"),
+        ({"output": "l3"}, "output"),
+        ({"samples": 0}, "samples"),
+        ({"starts": 65}, "starts"),
+        ({"steps": -1}, "steps"),
+    ],
+)
+def test_bad_options(options, named):
+    with pytest.raises(ValueError, match=named):
+        LinfBall(**options)
