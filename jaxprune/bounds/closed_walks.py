@@ -114,7 +114,7 @@ def _log_tree_walks(log_weight, n, m, p):
     unit = log_weight[0] + 0.5 * math.log(n * m)
     relative = log_weight[:p] + 0.5 * math.log(n * m) - k * unit
     steepest = np.maximum.accumulate(relative / k) + 0.5 * abs(math.log(n / m))
-    top = int(np.sum(k * steepest <= 250.0))  # beside at most 10^127 shapes
+    top = int(np.sum(k * steepest <= 250.0))  # beside at most 10^68 shapes
     walks = np.full(p + 1, np.inf)
     if top == 0:
         return walks

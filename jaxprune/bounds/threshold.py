@@ -51,14 +51,14 @@ def threshold_log_moments(
     far = np.geomspace(0.1 * mean, 1.0, 4000)
     u = np.unique(np.append(np.clip(np.concatenate([near, far]), 0.1 * mean, top), top))
     log_tau = np.log(family.magnitude_quantile(u))
-    with np.errstate(divide="ignore"):
-        log_exceeds = np.log(special.betaincc(a, b, u))
     moments = []
-    for p in orders:
-        # Summed by parts: Q(u_0)^(2p) + Σ P(F(τ) > u_i) (Q(u_(i+1))^(2p) - Q(u_i)^(2p)).
-        steps = np.log(-np.expm1(-2 * p * np.diff(log_tau))) + 2 * p * log_tau[1:]
-        terms = [*(log_exceeds[:-1] + steps), 2 * p * log_tau[0]]
-        if not bounded:
-            terms.append(0.5 * (math.log(count) + family.log_moment(2 * p) + log_exceeds[-1]))
-        moments.append(float(special.logsumexp(terms)))
+    with np.errstate(divide="ignore"):  # log 0 where a tail underflows or points coincide
+        log_exceeds = np.log(special.betaincc(a, b, u))
+        for p in orders:
+            # By parts: Q(u_0)^(2p) + Σ P(F(τ) > u_i) (Q(u_(i+1))^(2p) - Q(u_i)^(2p)).
+            steps = np.log(-np.expm1(-2 * p * np.diff(log_tau))) + 2 * p * log_tau[1:]
+            terms = [*(log_exceeds[:-1] + steps), 2 * p * log_tau[0]]
+            if not bounded:
+                terms.append(0.5 * (math.log(count) + family.log_moment(2 * p) + log_exceeds[-1]))
+            moments.append(float(special.logsumexp(terms)))
     return np.array(moments)
