@@ -22,7 +22,8 @@ class NormBound(NamedTuple):
       value: the bound.
       name: which bound it is, and its parameter.
       reference: where it is proved.
-      mean: what the same theorem bounds E ||X|| by; infinity if nothing.
+      mean: what the same theorem bounds E ||X|| by, of magnitude pruning's parts over the event of
+        README, theorem 2; infinity if nothing.
     """
 
     value: float

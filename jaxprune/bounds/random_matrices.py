@@ -110,7 +110,8 @@ class PrunedTails(NamedTuple):
     Attributes:
       kept: the norm of W∘M.
       removed: the norm of W - W∘M.
-      spent: both hold outside one event of this probability, which is to be added once.
+      spent: both, and their means, hold outside one event of this probability, which is to be
+        added once.
       level: outside it, removed weights of magnitude pruning are at most the quantile of this level
         of |x|; 1 for other methods.
     """
