@@ -18,6 +18,8 @@ from test_gaps import matrix, pair
 from jaxprune import activations, engine, gaps, networks, pruning
 from jaxprune.gaps import LinfBall, intervals
 from jaxprune.gaps.intervals import Interval
+from jaxprune.studies import plan as plans
+from jaxprune.studies.verify import verify
 
 OUTPUTS = {"linf": np.inf, "l1": 1, "l2": 2}
 NUMPY = {
@@ -231,6 +233,29 @@ def test_the_engine_counts_a_known_gap():
         domain=LinfBall(radius, samples=2, starts=1, steps=1),
     )
     assert nothing.counts(1e-30).close == 40
+
+
+def test_a_plan_may_ask_for_it():
+    """A 1 x d layer: the bracket is tight, and there is no theorem."""
+    experiment = {
+        "title": "cube",
+        "network": "dense",
+        "widths": [12, 1],
+        "law": "uniform",
+        "pruning": "random",
+        "count": 4,
+        "layers": "all",
+        "domain": "linf ball",
+        "radius": 0.5,
+        "output": "l1",
+        "eps": [1e-3, 1e3],
+    }
+    far, close = verify(plans.parse({"trials": 30, "experiment": [experiment]}))["cells"]
+    assert far["far"] == 30 and close["close"] == 30
+    assert far["domain"] == "linf ball of radius 0.5, outputs in l1"
+    assert far["certified_eps"] is None and far["mean_squared_gap_infinite_width"] is None
+    for p, low in far["gap_lower_quantiles"].items():
+        assert low <= far["gap_upper_quantiles"][p] <= 1.02 * low
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from jaxprune import laws, networks, pruning
+from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.studies import plan as plans
 
 SMALL = {
@@ -169,6 +170,9 @@ def changed(where, key, value):
         (0, "layers", ["dense9"], "layers"),
         (0, "layers", [], "layers"),
         (0, "domain", "test images", "domain"),
+        (0, "domain", "linf ball", "no theorem"),
+        (0, "radius", 0.1, "radius"),
+        (1, "output", "l1", "output"),
         (0, "slope", 0.1, "slope"),
         (0, "kernel", 3, "kernel"),
         (0, "training", {"steps": 3}, "training"),
@@ -204,6 +208,22 @@ def test_a_theorem_about_nothing_is_refused():
     source["experiment"][0]["sparsity"] = 0.0
     with pytest.raises(ValueError, match="removes nothing"):
         plans.parse(source)
+
+
+def test_a_linf_ball_and_its_options():
+    source = changed(0, "eps", [0.5])
+    source["experiment"][0] |= {"domain": ["unit ball", "linf ball"], "radius": 0.1, "output": "l1"}
+    cases = [c for c in plans.parse(source).cases if c.title == source["experiment"][0]["title"]]
+    assert {c.domain for c in cases} == {"unit ball", "linf ball"}
+    for case in cases:
+        if case.domain == "unit ball":
+            assert isinstance(case.ball, UnitBall) and case.certificate.eps > 0
+        else:
+            assert case.ball == LinfBall(0.1, "l1") and case.certificate is None
+    for key, value in (("radius", 0.0), ("output", "l0"), ("steps", -1)):
+        experiment = {**source["experiment"][0], key: value}
+        with pytest.raises(ValueError, match=key):
+            plans.parse({**source, "experiment": [experiment]})
 
 
 def test_training_keys():

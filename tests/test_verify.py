@@ -71,6 +71,8 @@ CELL_KEYS = {
     *("p_value_violated", "verdict", "certified_eps", "gap_lower_quantiles"),
     *("gap_upper_quantiles", "sampled_gap_quantiles", "mean_squared_gap"),
     *("mean_squared_gap_standard_error", "mean_squared_gap_infinite_width"),
+    *("mean_distance", "mean_distance_standard_error"),
+    *("mean_distance_quantiles", "relative_distance_quantiles"),
     *("accuracy_target", "accuracy_pruned", "accuracy_change", "worst_trials", "block", "seconds"),
 }
 
@@ -146,9 +148,15 @@ def test_what_goes_with_which_target(result):
     assert all(cell["certified_eps"] > 0 for cell in dense + conv)
     assert all(cell["mean_squared_gap_infinite_width"] > 0 for cell in dense)
     assert all(cell["mean_squared_gap_infinite_width"] is None for cell in conv + trained)
-    assert all(cell["accuracy_change"] is None for cell in dense + conv)
+    for key in ("accuracy_change", "mean_distance", "relative_distance_quantiles"):
+        assert all(cell[key] is None for cell in dense + conv)
     for cell in trained:
         assert cell["certified_eps"] is None and cell["law"] is None
+        mean, error = cell["mean_distance"], cell["mean_distance_standard_error"]
+        mid, most = cell["mean_distance_quantiles"], cell["gap_upper_quantiles"]
+        assert 0 <= error <= mean <= most["1"] and all(mid[p] <= most[p] for p in mid)
+        relative = cell["relative_distance_quantiles"]
+        assert (relative["1"] == 0) == (cell["sparsity"] == 0)
         assert cell["accuracy_target"] > 0.8
         change = cell["accuracy_pruned"] - cell["accuracy_target"]
         assert cell["accuracy_change"] == pytest.approx(change, abs=1e-12)

@@ -6,7 +6,7 @@ import os
 import jax
 
 from jaxprune.engine.trial import Design
-from jaxprune.gaps import frequencies, shared_torus
+from jaxprune.gaps import LinfBall, frequencies, shared_torus
 from jaxprune.networks import Conv, Network
 
 CPU_BLOCK_BYTES = 16 * 2**20
@@ -41,6 +41,9 @@ def trial_bytes(design: Design, inputs: int) -> int:
     total = 6 * weights + inputs * features
     if design.ball:
         total += _multiplier_floats(network)
+    if isinstance(design.ball, LinfBall):
+        # W, P, their difference and absolute values, in float64.
+        total += 2 * 6 * weights
     return _FLOAT * total
 
 

@@ -27,7 +27,7 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
       ax: to draw on.
       cells: of one experiment; several cells of one case are drawn once.
     """
-    series = _series(cells, "pruning", "amount")
+    series = _series(cells, "pruning", "amount", "domain")
     for i, (name, group) in enumerate(series.items()):
         group = sorted({c["network"]: c for c in group}.values(), key=_width)
         # Side by side at each width.

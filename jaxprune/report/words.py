@@ -58,9 +58,9 @@ def caption(result: dict[str, Any]) -> list[str]:
     """What the columns mean, with every confidence in words."""
     confidence = percent(result["plan"]["confidence"])
     return [
-        "Claim of each row: P(gap ≤ ε) ≥ 1 − δ. Gap: sup ‖F(x) − f(x)‖ over the unit ball, or the "
+        "Claim of each row: P(gap ≤ ε) ≥ 1 − δ. Gap: sup ‖F(x) − f(x)‖ over a ball, or the "
         "largest over the test images. P: over weights (or trainings) and masks; images are fixed.",
-        "Trials: close, upper bound ≤ ε (proved on the unit ball, float32 on images); far, a "
+        "Trials: close, upper bound ≤ ε (proved on a ball, float32 on images); far, a "
         "float32 distance > ε; between, neither, or within 10⁻⁴ of ε; nonfinite. The last two "
         "count against either verdict.",
         "Where most trials are between, more trials will not decide: the bracket is too wide.",

@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxprune import activations, bounds, laws, networks, pruning, validation
 from jaxprune.engine import keys
-from jaxprune.gaps import UnitBall
+from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network
 from jaxprune.pruning import Amount, Pruning
@@ -26,6 +26,7 @@ from jaxprune.studies.trained import Recipe
 
 THEOREM = "theorem"
 UNIT_BALL = "unit ball"
+LINF_BALL = "linf ball"
 TEST_IMAGES = "test images"
 MAX_PLAN_BYTES = 2**20
 MAX_CASES = 10_000
@@ -53,10 +54,12 @@ EXPERIMENT_KEYS = {
     "sparsity": "amounts: this fraction of each pruned layer; joins alpha and count if given",
     "count": "amounts: this many weights of each pruned layer",
     "layers": "middle, all, or a list of names such as dense2 (middle)",
-    "domain": f"{UNIT_BALL}, or {TEST_IMAGES} with data; one or a list ({UNIT_BALL})",
-    "samples": "unit ball: random inputs a trial (64)",
-    "starts": "unit ball: of these, the best that start an ascent (8)",
-    "steps": "unit ball: steps of the ascent (10)",
+    "domain": f"{UNIT_BALL}, {LINF_BALL}, or {TEST_IMAGES} with data; one or a list ({UNIT_BALL})",
+    "radius": f"{LINF_BALL}: of each feature (1)",
+    "output": f"{LINF_BALL}: norm of the outputs, linf, l1 or l2 (linf)",
+    "samples": "balls: random inputs a trial (64)",
+    "starts": "balls: of these, the best that start an ascent (8)",
+    "steps": "balls: steps of the ascent (10)",
     "trials": "independent pairs; with data, that many trained networks (the plan's)",
     "eps": f'numbers, or "{THEOREM}" for the certified one; one or a list',
 }
@@ -73,10 +76,11 @@ class Case:
       pruning: the method.
       amount: of each pruned layer.
       pruned: one Boolean a layer.
-      domain: `UNIT_BALL` or `TEST_IMAGES`.
-      ball: how the gap over the unit ball is bracketed.
+      domain: `UNIT_BALL`, `LINF_BALL` or `TEST_IMAGES`.
+      ball: over which the gap is bracketed, unless it is taken over the test images.
       trials: independent pairs.
-      certificate: the explicit theorem at the plan's delta; None for trained targets.
+      certificate: the explicit theorem at the plan's delta; None for trained targets, and for
+        another ball than the unit ball.
       eps: `(epsilon, "theorem" or "asked")`, fixed before sampling.
     """
 
@@ -87,7 +91,7 @@ class Case:
     amount: Amount
     pruned: tuple[bool, ...]
     domain: str
-    ball: UnitBall
+    ball: UnitBall | LinfBall
     trials: int
     certificate: bounds.Certificate | None
     eps: tuple[tuple[float, str], ...]
@@ -199,7 +203,7 @@ def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
         validation.choice("key", key, EXPERIMENT_KEYS)
     title = _text("title", _needed(source, "title"))
     domains = [
-        validation.choice("domain", d, (UNIT_BALL, TEST_IMAGES))
+        validation.choice("domain", d, (UNIT_BALL, LINF_BALL, TEST_IMAGES))
         for d in _list(source.get("domain", UNIT_BALL))
     ]
     targets = _targets(source)
@@ -209,7 +213,7 @@ def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
         pruning.METHODS[validation.choice("pruning", name, pruning.METHODS)]
         for name in _list(_needed(source, "pruning"))
     ]
-    ball = UnitBall(**{k: source[k] for k in ("samples", "starts", "steps") if k in source})
+    balls = _balls(source, domains)
     trials = validation.integer("trials", source.get("trials", trials), 1, keys.MAX_TRIALS)
     asked = [
         validation.choice("eps", e, ("a number", THEOREM))
@@ -219,6 +223,8 @@ def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
     ]
     if THEOREM in asked and isinstance(targets, Recipe):
         raise ValueError(f"eps = {THEOREM!r}: there is no theorem for trained networks")
+    if THEOREM in asked and LINF_BALL in domains:
+        raise ValueError(f"eps = {THEOREM!r}: there is no theorem for domain = {LINF_BALL!r}")
     cases = []
     for network in _networks(source):
         layers = source.get("layers", "middle")
@@ -229,7 +235,7 @@ def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
             for count in itertools.compress(network.weight_counts, pruned):
                 method.level(amount, count)  # raises where the amount exceeds the layer
             certificate = None
-            if isinstance(targets, Law):
+            if isinstance(targets, Law) and domain == UNIT_BALL:
                 certificate = bounds.certify(
                     network, targets, method, amount, layers=layers, delta=delta
                 )
@@ -245,13 +251,23 @@ def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
                     amount,
                     pruned,
                     domain,
-                    ball,
+                    balls[domain],
                     trials,
                     certificate,
                     eps,
                 )
             )
     return cases
+
+
+def _balls(source, domains) -> Mapping[str, UnitBall | LinfBall]:
+    """By domain; the ball of the test images only says how many inputs are sampled at once."""
+    search = {k: source[k] for k in ("samples", "starts", "steps") if k in source}
+    if LINF_BALL not in domains:
+        _refuse(source, f"domain = {domains[0]!r}", ("radius", "output"))
+    cube = {k: source[k] for k in ("radius", "output") if k in source}
+    unit = UnitBall(**search)
+    return {UNIT_BALL: unit, TEST_IMAGES: unit, LINF_BALL: LinfBall(**search, **cube)}
 
 
 def _networks(source) -> list[Network]:

@@ -12,7 +12,7 @@ from jaxprune.laws import Law
 from jaxprune.statistics import Claim, judge
 from jaxprune.studies import trained
 from jaxprune.studies.ahead import compiling_ahead
-from jaxprune.studies.plan import TEST_IMAGES, Case, Plan
+from jaxprune.studies.plan import TEST_IMAGES, UNIT_BALL, Case, Plan
 from jaxprune.studies.result import Progress, environment, plain
 from jaxprune.types import Params
 
@@ -181,7 +181,7 @@ def _facts(case: Case, tally: Tally) -> dict[str, Any]:
         "layers": case.layers,
         "widths": case.network.widths,
         "sparsity": removed / prunable,
-        "domain": case.domain,
+        "domain": TEST_IMAGES if case.domain == TEST_IMAGES else str(case.ball),
         "certified_eps": case.certificate.eps if case.certificate else None,
         "gap_lower_quantiles": {f"{p:g}": tally.gap_quantile(p)[0] for p in QUANTILES},
         "gap_upper_quantiles": {f"{p:g}": tally.gap_quantile(p)[1] for p in QUANTILES},
@@ -191,11 +191,23 @@ def _facts(case: Case, tally: Tally) -> dict[str, Any]:
         "mean_squared_gap": mean,
         "mean_squared_gap_standard_error": error,
         "mean_squared_gap_infinite_width": _infinite_width(case),
+        "mean_distance": None,
+        "mean_distance_standard_error": None,
+        "mean_distance_quantiles": None,
+        "relative_distance_quantiles": None,
         "accuracy_target": None,
         "accuracy_pruned": None,
         "accuracy_change": None,
         "worst_trials": [{"trial": trial, "gap": gap} for gap, trial in tally.worst],
     }
+    if case.domain == TEST_IMAGES:
+        mean, error = tally.mean_distance()
+        facts["mean_distance"], facts["mean_distance_standard_error"] = mean, error
+        for name, quantile in (
+            ("mean_distance_quantiles", tally.mean_distance_quantile),
+            ("relative_distance_quantiles", tally.relative_distance_quantile),
+        ):
+            facts[name] = {f"{p:g}": quantile(p)[1] for p in QUANTILES}
     if not sampled and tally.finite:
         images = len(trained.digits().test_y) * tally.finite
         facts["accuracy_target"] = tally.target_correct / images
@@ -206,7 +218,7 @@ def _facts(case: Case, tally: Tally) -> dict[str, Any]:
 
 def _infinite_width(case: Case) -> float | None:
     dense = all(layer.kind == "dense" for layer in case.network.layers)
-    if not (dense and isinstance(case.targets, Law)):
+    if not (dense and isinstance(case.targets, Law) and case.domain == UNIT_BALL):
         return None
     limit = bounds.infinite_width(
         case.network, case.targets, case.pruning, case.amount, layers=case.layers
