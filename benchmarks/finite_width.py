@@ -16,6 +16,13 @@ by least squares, weighted by the standard errors. Printed: both with 95 % inter
 of the fit (chi-square; small if the model is too simple for the widths), and the ratios. A linear
 network (`--activations identity`) has no correction by random pruning; by magnitude, with uniform
 weights, 3 / fraction is the curvature of its middle layer, because the threshold is random.
+
+Typical printout, `--weights 1e8`, three minutes on 2 cores (slope and curvature):
+
+  relu, random         -0.71 ± 0.44      1 ± 8
+  relu, magnitude       0.16 ± 0.48     23 ± 9
+  tanh, random         -0.01 ± 0.27     -0 ± 5
+  tanh, magnitude       0.06 ± 0.31     31 ± 5
 """
 
 import argparse
