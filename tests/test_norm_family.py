@@ -108,7 +108,9 @@ def test_no_member_is_exceeded_too_often(law, layer, trials, method, fraction):
 @pytest.mark.parametrize("method", pruning.METHODS)
 @pytest.mark.parametrize("fraction", FRACTIONS)
 def test_no_member_is_exceeded_too_often_at_large_sizes(law, layer, trials, method, fraction):
-    check_layer(law, layer, trials, method, fraction, looseness=1.5)
+    # A convolution pays for the union over its frequencies as well.
+    looseness = 1.75 if isinstance(layer, networks.Conv) else 1.5
+    check_layer(law, layer, trials, method, fraction, looseness)
 
 
 def tails(law):
