@@ -12,9 +12,8 @@ from scipy import integrate, stats
 
 from jaxprune import activations, bounds, laws, networks, pruning
 from jaxprune.bounds.ball_images import REMOVED
-from jaxprune.bounds.images import _problem, certify_by_images
+from jaxprune.bounds.images import ball_images, certify_by_images
 from jaxprune.bounds.norm_family import ORDERS
-from jaxprune.bounds.random_matrices import pruned_tails
 from jaxprune.bounds.row_sums import row_sum_tail
 from jaxprune.bounds.telescoped import certify_by_norms
 from jaxprune.bounds.trace_moments import Size
@@ -196,11 +195,7 @@ def test_the_removed_part_against_one_sign(law, method):
     rng = np.random.default_rng(3)
     n, m, k, delta, trials = 30, 20, 60, 0.2, 200
     network = networks.dense((9, m, n), activations.relu)
-    problem = _problem(
-        network, law, method, [0, k],
-        [pruned_tails(layer, law, method, c, 0.01)
-         for layer, c in zip(network.layers, [0, k], strict=True)],
-    )  # fmt: skip
+    problem = ball_images(network, law, method, [0, k], 0.1)
     bound = problem.layers[1].row_sums.at(delta).value
     found = []
     for _ in range(trials):

@@ -32,6 +32,8 @@ class LayerFacts:
       row_sums: that of `row_sum_tail` for W - W∘M.
       frobenius: at least the root of `E ||W - W∘M||_F²`.
       removed_lipschitz: `lipschitz` of the removed entries, given which they are.
+      level: of magnitude pruning's threshold, see `random_matrices.PrunedTails`.
+      spent: what that takes of delta.
     """
 
     rows: int
@@ -43,6 +45,8 @@ class LayerFacts:
     row_sums: Tail
     frobenius: float
     removed_lipschitz: float
+    level: float
+    spent: float
 
 
 @dataclass(frozen=True)

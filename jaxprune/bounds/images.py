@@ -20,7 +20,6 @@ from jaxprune.bounds.ball_images import (
 from jaxprune.bounds.domination import gaussian_deviation, gaussian_lipschitz
 from jaxprune.bounds.norm_family import ORDERS, ZERO, NormBound
 from jaxprune.bounds.proof import Certificate, Event, best_shares
-from jaxprune.bounds.random_matrices import PrunedTails
 from jaxprune.bounds.row_sums import row_sum_tail
 from jaxprune.bounds.trace_moments import size_of, truncated_log_moments
 from jaxprune.laws import Law
@@ -48,27 +47,20 @@ def certify_by_images(
     Returns:
       The certificate; None for a convolution, or a law that is neither uniform nor normal.
     """
-    dense = all(layer.kind == "dense" for layer in network.layers)
-    if not dense or law.family not in (laws.UNIFORM, laws.NORMAL):
+    if any(layer.kind != "dense" for layer in network.layers):
         return None
-    pruned = [i for i, k in enumerate(removed) if k > 0]
-    share = random_matrices.THRESHOLD_SHARE * delta / len(pruned)
-    parts = [
-        random_matrices.pruned_tails(layer, law, method, k, share)
-        for layer, k in zip(network.layers, removed, strict=True)
-    ]
-    problem = _problem(network, law, method, removed, parts)
-    spent = {i: part.spent for i, part in enumerate(parts)}
-    found = [_certificate(network, problem, problem.together, spent, delta)]
-    if method != "magnitude":
-        found.append(_certificate(network, problem, problem.apart, {}, delta))
+    if law.family not in (laws.UNIFORM, laws.NORMAL):
+        return None
+    images = ball_images(network, law, method, removed, delta)
+    proofs = [images.together] if images.by_magnitude else [images.together, images.apart]
+    found = (_certificate(network, images, proof, delta) for proof in proofs)
     return min(found, key=lambda certificate: certificate.eps)
 
 
-def _certificate(network, problem, proof, spent, delta) -> Certificate:
+def _certificate(network, images, proof, delta) -> Certificate:
     """The best split of delta among the events of `proof`, after what the thresholds spent."""
-    names, layers = network.names, problem.layers
-    rest = delta - sum(spent.values())
+    names, layers = network.names, images.layers
+    rest = delta - sum(layer.spent for layer in layers)
     keys: list[Key] = []
 
     def note(i, what):
@@ -99,9 +91,9 @@ def _certificate(network, problem, proof, spent, delta) -> Certificate:
             bound = NormBound(math.sqrt(-2.0 * math.log(part)), "deviations", _REFERENCE)
         events.append(Event(names[i], what, part, bound))
     events += [
-        Event(names[i], "threshold", part, NormBound(1.0, "order statistic", _THRESHOLD))
-        for i, part in spent.items()
-        if part
+        Event(name, "threshold", layer.spent, NormBound(layer.level, "quantile level", _THRESHOLD))
+        for name, layer in zip(names, layers, strict=True)
+        if layer.spent
     ]
     norms = {(event.layer, event.matrix): event.bound.value for event in events}
     return Certificate(
@@ -127,10 +119,16 @@ def _number(x) -> float:
     return float(np.ravel(x)[0])
 
 
-def _problem(network, law, method, removed, parts: list[PrunedTails]) -> BallImages:
+def ball_images(
+    network: Network, law: Law, method: str, removed: Sequence[float], delta: float
+) -> BallImages:
+    """What theorem 8 needs of a network; args are those of `certify_by_images`, dense layers."""
+    pruned = sum(k > 0 for k in removed)
+    share = random_matrices.THRESHOLD_SHARE * delta / pruned
     s = network.activation
     layers = []
-    for layer, k, part in zip(network.layers, removed, parts, strict=True):
+    for layer, k in zip(network.layers, removed, strict=True):
+        part = random_matrices.pruned_tails(layer, law, method, k, share)
         scale = law.scale(*layer.fans)
         log_moments = np.array([law.family.log_moment(j) for j in range(1, ORDERS[-1] + 1)])
         if 0.0 < part.level < 1.0:
@@ -150,6 +148,8 @@ def _problem(network, law, method, removed, parts: list[PrunedTails]) -> BallIma
                 row_sums=row_sums,
                 frobenius=scale * math.sqrt(k * math.exp(log_moments[0])),
                 removed_lipschitz=scale * gaussian_lipschitz(law.family, part.level),
+                level=part.level,
+                spent=part.spent,
             )
         )
     one_sided = s.lipschitz

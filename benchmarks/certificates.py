@@ -1,0 +1,211 @@
+"""How tight the network theorem is: certified gap over simulated quantile, and what loses most.
+
+    python benchmarks/certificates.py [--widths 128 512] [--layers 3] [--laws uniform normal]
+                                      [--methods random magnitude] [--alpha 0.25] [--delta 0.01]
+                                      [--trials 200] [--seed 0] [--json FILE]
+
+The middle layers of a ReLU network of equal widths lose ⌊D^(1 - alpha)⌋ weights. `certify` gives a
+number that the gap exceeds with probability at most delta; the simulated (1 - delta) quantile is
+that of the gap's LOWER bound, found by ascent, so the true ratio lies between the two columns "over
+lower" and "over upper". Then the proof of theorem 8 is idealised in steps, and each step's factor
+shows what that part of the proof costs:
+
+  spread   deviations from means, all set to 0
+  removed  ||W - W∘M||: its bound against the simulated median
+  convex   convex order: deviation of the dominating Gaussian against the weights' own
+  rest     the structure: suprema over sets in place of the pair's own directions, and ascent
+
+Quantiles are estimates; with n trials the 99 % quantile of n < 300 is nearly the largest value.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.sparse.linalg import svds
+
+from jaxprune import bounds, laws, networks, pruning, validation
+from jaxprune.bounds.ball_images import REMOVED
+from jaxprune.bounds.counts import removed_counts
+from jaxprune.bounds.images import ball_images, certify_by_images
+from jaxprune.bounds.telescoped import certify_by_norms
+from jaxprune.engine import simulate
+
+LAWS = {"uniform": laws.uniform(6**0.5), "normal": laws.normal(2**0.5)}
+STEPS = ("spread", "removed", "convex", "rest")
+
+
+def removed_norm(rng: np.random.Generator, layer, law, method: str, count: int) -> float:
+    """The norm of the removed part of one sampled layer."""
+    shape = layer.weight_shape
+    w = rng.uniform(-1, 1, shape) if law.family is laws.UNIFORM else rng.standard_normal(shape)
+    key = np.abs(w) if method == "magnitude" else rng.random(shape)
+    w = np.where(key < np.partition(key.ravel(), count)[count], law.scale(*layer.fans) * w, 0.0)
+    return float(svds(w, k=1, v0=np.ones(min(shape)), tol=1e-4, return_singular_vectors=False)[0])
+
+
+def idealised(network, law, method: str, removed: list[int], delta: float, seed: int) -> list:
+    """The gap that theorem 8's recursion gives as parts of it become exact, one a step."""
+    images = ball_images(network, law, method, removed, delta)
+    rng = np.random.default_rng(seed)
+    simulated = {
+        i: float(
+            np.median([removed_norm(rng, network.layers[i], law, method, k) for _ in range(5)])
+        )
+        for i, k in enumerate(removed)
+        if k
+    }
+
+    def without_spread(i, what):
+        layer = images.layers[i]
+        if what == REMOVED:
+            return layer.removed.values(np.log(delta))
+        return layer.frobenius if what != "weights" else layer.weights.mean
+
+    def with_own_norms(i, what):
+        return simulated[i] if what == REMOVED else without_spread(i, what)
+
+    own = dataclasses.replace(
+        images,
+        layers=tuple(
+            dataclasses.replace(facts, deviation=math.sqrt(law.variance(*layer.fans)))
+            for facts, layer in zip(images.layers, network.layers, strict=True)
+        ),
+    )
+    nothing = lambda i, what: 0.0
+    return [
+        float(each.together(norm, nothing).eps)
+        for each, norm in (
+            (images, without_spread),
+            (images, with_own_norms),
+            (own, with_own_norms),
+        )
+    ]
+
+
+def measure(args: argparse.Namespace, width: int, law_name: str, method: str) -> dict[str, Any]:
+    """One row of the table."""
+    network, law = networks.dense((width,) * (args.layers + 1)), LAWS[law_name]
+    amount, chosen = pruning.Sublinear(args.alpha), pruning.METHODS[method]
+    layers = "middle" if args.layers > 2 else network.names[-1]
+    start = time.perf_counter()
+    certificate = bounds.certify(network, law, chosen, amount, layers=layers, delta=args.delta)
+    seconds = time.perf_counter() - start
+    tally = simulate(
+        network, law, chosen, amount, layers=layers, eps=[certificate.eps],
+        trials=args.trials, seed=args.seed,
+    )  # fmt: skip
+    lower, upper = (tally.gap_quantile(1 - args.delta)[side] for side in (0, 1))
+    removed = list(removed_counts(network, chosen, amount, layers))
+    by_norms = certify_by_norms(network, law, method, removed, args.delta)
+    steps = idealised(network, law, method, removed, args.delta, args.seed)
+    images = certify_by_images(network, law, method, removed, args.delta)
+    chain = [images.eps, *steps, lower]
+    ratios = (before / after for before, after in itertools.pairwise(chain))
+    factors = dict(zip(STEPS, ratios, strict=True))
+    return {
+        "width": width,
+        "layers": args.layers,
+        "law": law_name,
+        "method": method,
+        "alpha": args.alpha,
+        "delta": args.delta,
+        "trials": args.trials,
+        "certified": certificate.eps,
+        "route": certificate.route,
+        "by_norms": by_norms.eps,
+        "by_images": images.eps,
+        "lower_quantile": lower,
+        "upper_quantile": upper,
+        "over_lower": certificate.eps / lower,
+        "over_upper": certificate.eps / upper,
+        "factors": factors,
+        "loses_most": max(factors, key=factors.get),
+        "exceeded": tally.counts(certificate.eps).far,
+        "seconds": seconds,
+    }
+
+
+def table(rows: list[dict[str, Any]], delta: float) -> Table:
+    """One line a network."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("width", "law", "pruning"):
+        made.add_column(name, no_wrap=True)
+    quantile = f"{100 * (1 - delta):g} % q."
+    columns = ("by\nnorms", "by\nimages", f"lower\n{quantile}", "over\nlower", "over\nupper")
+    for name in (*columns, *STEPS):
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("loses\nmost", no_wrap=True)
+    for row in rows:
+        keys = ("by_norms", "by_images", "lower_quantile", "over_lower", "over_upper")
+        numbers = [row[key] for key in keys]
+        made.add_row(
+            str(row["width"]), row["law"], row["method"],
+            *(f"{x:.3g}" for x in (*numbers, *row["factors"].values())),
+            row["loses_most"],
+        )  # fmt: skip
+    return made
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    made = argparse.ArgumentParser(prog="certificates", description=__doc__.partition("\n")[0])
+    made.add_argument("--widths", type=int, nargs="+", default=[128, 512], metavar="D")
+    made.add_argument("--layers", type=int, default=3, metavar="L")
+    made.add_argument("--laws", choices=LAWS, nargs="+", default=list(LAWS))
+    made.add_argument(
+        "--methods", choices=["random", "magnitude"], nargs="+", default=["random", "magnitude"]
+    )
+    made.add_argument("--alpha", type=float, default=0.25)
+    made.add_argument("--delta", type=float, default=0.01)
+    made.add_argument("--trials", type=int, default=200, metavar="N")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--json", type=Path, metavar="FILE")
+    return made
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError with one line."""
+    for width in args.widths:
+        validation.integer("widths", width, 8, 8192)
+    validation.integer("layers", args.layers, 2, 100)
+    validation.real("alpha", args.alpha, 0.0, 1.0)
+    validation.real("delta", args.delta, 0.0, 1.0)
+    validation.integer("trials", args.trials, 1, 10**6)
+    validation.integer("seed", args.seed, 0)
+    if args.json and not args.json.absolute().parent.is_dir():
+        raise ValueError(f"json = {args.json}: a file in a folder that exists is needed")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for bad input."""
+    args = parser().parse_args(argv)
+    try:
+        check(args)
+    except ValueError as error:
+        print(f"certificates: {error}", file=sys.stderr)
+        return 2
+    progress, rows = Console(stderr=True), []
+    for width in args.widths:
+        for law in args.laws:
+            for method in args.methods:
+                rows.append(measure(args, width, law, method))
+                progress.print(f"{width} {law} {method}: {rows[-1]['over_lower']:.2f}")
+    Console(width=None if sys.stdout.isatty() else 120).print(table(rows, args.delta))
+    if args.json:
+        args.json.write_text(json.dumps(rows, allow_nan=False, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
