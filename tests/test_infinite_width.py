@@ -265,6 +265,7 @@ def test_finite_width_fit_covers_the_slope_it_was_given():
         assert low <= count <= high
 
 
+@pytest.mark.slow
 def test_finite_width_correction_of_linear_networks():
     """By magnitude, E τ² of the (k+1)-th of D uniform magnitudes: 3 / (q D) to first order."""
     module = finite_width()
