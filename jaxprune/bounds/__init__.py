@@ -5,14 +5,45 @@ Everything runs on the host in float64. The proofs are in README.md.
 
 from jaxprune.bounds.certificate import Certificate, certify
 from jaxprune.bounds.infinite_width import InfiniteWidth, infinite_width
-from jaxprune.bounds.random_matrices import NormBound, norm_bound, removed_norm_bound
+from jaxprune.bounds.inverse import (
+    LargestAmounts,
+    LargestSparsity,
+    LeastWidth,
+    largest_amounts,
+    largest_sparsity,
+    least_width,
+    typical_largest_sparsity,
+    typical_least_width,
+)
+from jaxprune.bounds.paper import Hypothesis, PaperConstants, PaperWidth, paper_hypotheses
+from jaxprune.bounds.random_matrices import (
+    NormBound,
+    norm_bound,
+    norm_bounds,
+    removed_norm_bound,
+    removed_norm_bounds,
+)
 
 __all__ = [
     "Certificate",
+    "Hypothesis",
     "InfiniteWidth",
+    "LargestAmounts",
+    "LargestSparsity",
+    "LeastWidth",
     "NormBound",
+    "PaperConstants",
+    "PaperWidth",
     "certify",
     "infinite_width",
+    "largest_amounts",
+    "largest_sparsity",
+    "least_width",
     "norm_bound",
+    "norm_bounds",
+    "paper_hypotheses",
     "removed_norm_bound",
+    "removed_norm_bounds",
+    "typical_largest_sparsity",
+    "typical_least_width",
 ]

@@ -3,9 +3,9 @@
 import argparse
 
 from jaxprune import __version__
-from jaxprune.cli import common, frontier, threshold, verify
+from jaxprune.cli import bound, common, frontier, threshold, verify
 
-COMMANDS = (verify, frontier, threshold)
+COMMANDS = (verify, bound, frontier, threshold)
 
 
 def parser() -> argparse.ArgumentParser:

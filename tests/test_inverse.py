@@ -1,0 +1,97 @@
+"""The theorems read backwards, against scans of every width and every count."""
+
+import pytest
+
+from jaxprune import laws, networks, pruning
+from jaxprune.bounds import (
+    certify,
+    infinite_width,
+    largest_amounts,
+    largest_sparsity,
+    least_width,
+    typical_largest_sparsity,
+    typical_least_width,
+)
+
+LAW, DELTA = laws.uniform(6**0.5), 0.1
+METHODS = [pruning.magnitude, pruning.random]
+NETWORK = networks.dense((6, 5, 5, 4))
+
+
+def square(d):
+    return networks.dense((d,) * 4)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_least_width_against_a_scan(method):
+    amount = pruning.Sublinear(0.5)
+    eps = certify(square(8), LAW, method, amount, delta=DELTA).eps
+    gaps = {d: certify(square(d), LAW, method, amount, delta=DELTA).eps for d in range(2, 17)}
+    first = min(d for d, gap in gaps.items() if gap <= eps)
+    found = least_width(square, LAW, method, amount, eps=eps, delta=DELTA, widths=(2, 16))
+    assert found.eps == gaps[found.width] <= eps
+    assert found.below is None or found.below == gaps[found.width - 1] > eps
+    if (
+        all(gaps[d] > eps for d in range(2, first))
+        and max(gaps[d] for d in range(first, 17)) <= eps
+    ):
+        assert found.width == first
+    assert dict(found.probes).items() <= gaps.items()
+
+
+def test_least_width_that_there_is_not():
+    arguments = (square, LAW, pruning.random, pruning.Sublinear(0.25))
+    assert least_width(*arguments, eps=1e-3, delta=DELTA, widths=(2, 16)) is None
+    with pytest.raises(ValueError, match=r"^amount = .*removes nothing"):
+        least_width(square, LAW, pruning.random, pruning.Fraction(0.0), eps=1.0, widths=(2, 8))
+    for change in ({"eps": 0.0}, {"delta": 0.0}, {"widths": (9, 3)}):
+        with pytest.raises(ValueError, match=f"^{next(iter(change))} = "):
+            least_width(*arguments, **{"eps": 1.0} | change)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_largest_sparsity_against_a_scan(method):
+    size = NETWORK.weight_counts[1]
+    gaps = [0.0] + [
+        certify(NETWORK, LAW, method, pruning.Count(k), delta=DELTA).eps for k in range(1, size + 1)
+    ]
+    for eps in (gaps[3], gaps[size // 2], 1.001 * max(gaps)):
+        found = largest_sparsity(NETWORK, LAW, method, eps=eps, delta=DELTA)
+        k = round(found.sparsity * size)
+        assert found.removed == {"dense2": k} and found.eps == pytest.approx(gaps[k])
+        assert found.eps <= eps
+        if k < size:
+            assert found.above == pytest.approx(gaps[k + 1]) and found.above > eps
+        else:
+            assert found.above is None
+    assert largest_sparsity(NETWORK, LAW, method, eps=gaps[1] / 2, delta=DELTA).sparsity == 0
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_amounts_by_layer_are_certified_and_cannot_grow(method):
+    network = networks.dense((4, 5, 4, 3))
+    eps = certify(network, LAW, method, pruning.Fraction(0.1), layers="all", delta=DELTA).eps
+    found = largest_amounts(network, LAW, method, eps=eps, delta=DELTA, layers="all")
+    gap = lambda amounts: certify(network, LAW, method, amounts, delta=DELTA).eps
+    kept = {name: amount for name, amount in found.amounts.items() if amount.k}
+    assert gap(kept) == pytest.approx(found.eps) and found.eps <= eps
+    common = largest_sparsity(network, LAW, method, eps=eps, delta=DELTA, layers="all")
+    assert sum(a.k for a in found.amounts.values()) >= sum(common.removed.values())
+    for name, count in zip(network.names, network.weight_counts, strict=True):
+        if found.amounts[name].k < count:
+            assert gap(kept | {name: pruning.Count(found.amounts[name].k + 1)}) > eps
+
+
+def test_typical_inverses_against_scans():
+    method, amount = pruning.random, pruning.Sublinear(0.25)
+    gap = lambda d: infinite_width(square(d), LAW, method, amount).typical_gap
+    eps = gap(40)
+    found = typical_least_width(square, LAW, method, amount, eps=eps * (1 + 1e-12))
+    first = min(d for d in range(2, 60) if gap(d) <= eps * (1 + 1e-12))
+    assert found.width == first
+    size = NETWORK.weight_counts[1]
+    gaps = [infinite_width(NETWORK, LAW, method, pruning.Count(k)).typical_gap
+            for k in range(size + 1)]  # fmt: skip
+    k = size // 3
+    found = typical_largest_sparsity(NETWORK, LAW, method, eps=gaps[k] * (1 + 1e-12))
+    assert round(found.sparsity * size) == k
