@@ -2,8 +2,8 @@
 
 from jaxprune.activations import erf, identity, leaky_relu, relu, tanh
 from jaxprune.bounds import certify, infinite_width
-from jaxprune.engine import Tally, simulate
-from jaxprune.gaps import UnitBall
+from jaxprune.engine import Tally, layer_account, simulate
+from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.inputs import into_ball
 from jaxprune.laws import Law, normal, uniform
 from jaxprune.networks import Network, convolutional, dense
@@ -19,6 +19,7 @@ __all__ = [
     "Decision",
     "Fraction",
     "Law",
+    "LinfBall",
     "Network",
     "Sublinear",
     "Tally",
@@ -32,6 +33,7 @@ __all__ = [
     "infinite_width",
     "into_ball",
     "judge",
+    "layer_account",
     "leaky_relu",
     "magnitude",
     "normal",

@@ -21,7 +21,7 @@ ALLOWED = {
     "inputs": {"laws"},
     "pruning": {"laws"},
     "statistics": set(),
-    "gaps": {"inputs", "networks"},
+    "gaps": {"activations", "inputs", "networks"},
     "bounds": {"activations", "laws", "networks", "pruning", "statistics"},
     "engine": {"gaps", "inputs", "laws", "networks", "pruning", "statistics"},
     "studies": {
@@ -36,7 +36,7 @@ ALLOWED = {
         "statistics",
     },
     "report": set(),
-    "cli": {"engine", "report", "studies"},
+    "cli": {"activations", "engine", "laws", "networks", "pruning", "report", "studies"},
 }
 
 
@@ -79,10 +79,15 @@ def test_vmap_over_trials_stands_in_the_engine_alone():
     """Elsewhere `vmap` runs over inputs, starts, layers of one pair, keys, or training seeds."""
     users = {str(p.relative_to(PACKAGE)) for p in MODULES if "jax.vmap" in p.read_text()}
     assert users == {
+        "engine/account.py",
         "engine/keys.py",
         "engine/run.py",
         "engine/trial.py",
+        "gaps/account.py",
         "gaps/ascent.py",
+        "gaps/climb.py",
+        "gaps/linf.py",
+        "gaps/rows.py",
         "gaps/sandwich.py",
         "studies/trained.py",
     }

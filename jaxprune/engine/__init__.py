@@ -1,5 +1,6 @@
 """The engine: one pure trial, batched into blocks, counted exactly."""
 
+from jaxprune.engine.account import LayerAccount, layer_account
 from jaxprune.engine.run import Run, compiled_block, prepare, run_blocks, simulate, tally_run
 from jaxprune.engine.tally import GUARD, Tally
 from jaxprune.engine.trial import Design, Numbers, Trial, run_trial
@@ -7,11 +8,13 @@ from jaxprune.engine.trial import Design, Numbers, Trial, run_trial
 __all__ = [
     "GUARD",
     "Design",
+    "LayerAccount",
     "Numbers",
     "Run",
     "Tally",
     "Trial",
     "compiled_block",
+    "layer_account",
     "prepare",
     "run_blocks",
     "run_trial",

@@ -188,14 +188,18 @@ def tally_run(
     return tally
 
 
+def words(start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Trial ids from `start` on, as the high and the low words of each."""
+    ids = np.arange(start, start + count, dtype=np.uint64)
+    return (ids >> 32).astype(np.uint32), (ids & 0xFFFFFFFF).astype(np.uint32)
+
+
 def run_blocks(run: Run) -> Iterator[tuple[range, Trial]]:
     """Yields trial ids and their results block by block, in order."""
     program = compiled_block(run)
 
     def one(start):
-        ids = np.arange(start, start + run.block, dtype=np.uint64)
-        high, low = (ids >> 32).astype(np.uint32), (ids & 0xFFFFFFFF).astype(np.uint32)
-        return jax.tree.map(np.asarray, program(run.numbers, high, low))
+        return jax.tree.map(np.asarray, program(run.numbers, *words(start, run.block)))
 
     def cut(start, future):
         """Without the padding past the last trial."""

@@ -12,6 +12,7 @@ from jaxprune.engine import keys
 from jaxprune.engine.keys import TrialId
 from jaxprune.gaps import (
     LinfBall,
+    Removed,
     UnitBall,
     measure_ball,
     measure_linf_ball,
@@ -115,13 +116,19 @@ def masks(
     )
 
 
+def draw_pair(design: Design, numbers: Numbers, trial: TrialId) -> tuple[Key, Params, Removed]:
+    """The keys of one trial, its target, and what is removed from each layer."""
+    layers = len(design.network.layers)
+    drawn = keys.trial_keys(numbers.root, keys.TRIAL_PURPOSES, layers, trial)
+    params = target(design, numbers, trial, drawn[keys.WEIGHTS])
+    chex.assert_shape(params, design.network.weight_shapes)
+    return drawn, params, removed_part(params, masks(design, numbers, params, drawn[keys.MASK]))
+
+
 def run_trial(design: Design, numbers: Numbers, trial: TrialId) -> Trial:
     """Samples, prunes and measures the pair of one trial."""
     network = design.network
-    drawn = keys.trial_keys(numbers.root, keys.TRIAL_PURPOSES, len(network.layers), trial)
-    params = target(design, numbers, trial, drawn[keys.WEIGHTS])
-    chex.assert_shape(params, network.weight_shapes)
-    removed = removed_part(params, masks(design, numbers, params, drawn[keys.MASK]))
+    drawn, params, removed = draw_pair(design, numbers, trial)
     if design.ball:
         key = drawn[keys.INPUTS, 0]
         measure = measure_ball if isinstance(design.ball, UnitBall) else measure_linf_ball

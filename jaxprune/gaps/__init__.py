@@ -1,5 +1,13 @@
 """The gap of one pair: lower bounds, certified norms, upper bounds, the sandwich."""
 
+from jaxprune.gaps.account import (
+    Account,
+    layer_account,
+    switch_terms,
+    telescoping_terms,
+    worst_input,
+    worst_row,
+)
 from jaxprune.gaps.ascent import ascend, lengths
 from jaxprune.gaps.difference import Removed, difference, removed_part
 from jaxprune.gaps.intervals import interval_bounds
@@ -10,6 +18,7 @@ from jaxprune.gaps.rows import Measurement, measure_rows
 from jaxprune.gaps.sandwich import UnitBall, measure_ball
 
 __all__ = [
+    "Account",
     "LinfBall",
     "Measurement",
     "Removed",
@@ -18,6 +27,7 @@ __all__ = [
     "difference",
     "frequencies",
     "interval_bounds",
+    "layer_account",
     "lengths",
     "measure_ball",
     "measure_linf_ball",
@@ -26,4 +36,8 @@ __all__ = [
     "norm_bound",
     "removed_part",
     "shared_torus",
+    "switch_terms",
+    "telescoping_terms",
+    "worst_input",
+    "worst_row",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxprune import validation
 from jaxprune.gaps.ascent import largest, lengths
+from jaxprune.gaps.climb import climb, scaled
 from jaxprune.gaps.difference import Removed, difference
 from jaxprune.gaps.intervals import interval_bounds
 from jaxprune.gaps.rows import Measurement, measured
@@ -29,7 +30,7 @@ _NORMS: dict[str, tuple[Callable, Callable]] = {
         lambda d: jnp.where(jnp.abs(d) == jnp.max(jnp.abs(d)), jnp.sign(d), 0.0),
     ),
     "l1": (lambda d: jnp.sum(jnp.abs(_rows(d)), axis=1), jnp.sign),
-    "l2": (lengths, lambda d: d / jnp.where(jnp.any(d != 0), jnp.max(jnp.abs(d)), 1.0)),
+    "l2": (lengths, scaled),
 }
 
 
@@ -81,33 +82,14 @@ def measure_linf_ball(
     bits = jax.random.bits(key, (domain.samples, *network.in_shape), jnp.uint32)
     x = jnp.where(bits >> 31 == 0, radius, -radius)
     differences = jax.vmap(at)(x)
-    best, starts = jax.lax.top_k(length(differences), domain.starts)
-    lower = largest(_ascend(at, length, direction, x[starts], best, radius, domain.steps))
+    _, starts = jax.lax.top_k(length(differences), domain.starts)
+
+    def to_vertex(x, g):
+        # The vertex that maximises the linearised norm. Where the network is linear between both
+        # points the norm does not fall, as it is convex. A feature without effect stays.
+        return jnp.where(g == 0, x, radius * jnp.sign(g))
+
+    values, _ = climb(at, length, direction, to_vertex, x[starts], domain.steps)
     upper = getattr(interval_bounds(network, params, removed, domain.radius), domain.output)
     outputs = jax.vmap(lambda x: network(params, x))(x)
-    return measured(Gap(lower, upper), differences, outputs, length)
-
-
-def _ascend(difference, length, direction, x, values, radius, steps):
-    """`x <- r sign(g)`, `g = J(x)^T u(x)`, u the direction in which the norm of F - f grows.
-
-    The vertex that maximises the linearised norm; where the network is linear between both points
-    the norm does not fall, as it is convex.
-
-    Returns:
-      `(n,)` the largest norm met from each start, the start included.
-    """
-
-    def value_and_gradient(x):
-        d, pull = jax.vjp(difference, x)
-        return d, pull(direction(d))[0]
-
-    def step(carry, _):
-        x, best = carry
-        d, g = jax.vmap(value_and_gradient)(x)
-        # Where the difference does not depend on a feature there is no direction: stay.
-        x = jnp.where(g == 0, x, radius * jnp.sign(g))
-        return (x, jnp.maximum(best, length(d))), None
-
-    (x, best), _ = jax.lax.scan(step, (x, values), length=steps)
-    return jnp.maximum(best, length(jax.vmap(difference)(x)))
+    return measured(Gap(largest(values), upper), differences, outputs, length)
