@@ -18,5 +18,5 @@ def write_picture(
     folder.mkdir(exist_ok=True)
     write_json(result, folder / "result.json")
     part = folder / (NAME + ".part")
-    draw(result).savefig(part, format="png", dpi=130)
+    draw(result).savefig(part, format="png", dpi=130, bbox_inches="tight")
     part.replace(folder / NAME)

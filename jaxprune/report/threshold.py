@@ -19,7 +19,7 @@ KINDS = {
 }
 LINES = {
     "theorem": ("theorem", "k--"),
-    "infinite_width": ("infinite width, one input: an estimate", "k:"),
+    "infinite_width": ("infinite width (one input, an estimate)", "k:"),
 }
 
 
@@ -43,8 +43,8 @@ def caption(plan: dict[str, Any]) -> list[str]:
         "second; – where no width simulated shows it. The same for either end of the gap's bracket "
         "in the gap's place. Theorem: certified, no sampling. Infinite width: an estimate.",
         f"With {confidence} confidence every verdict is right, of all {plan['cells']} cells "
-        f"(width, ε, δ); {plan['trials']} trials a width.{pilot} That d* exceeds a violated width assumes "
-        "that smaller widths are violated too.",
+        f"(width, ε, δ); {plan['trials']} trials a width.{pilot} That d* exceeds a violated width "
+        "assumes that smaller widths are violated too.",
         "Exponents: least-squares slopes of log d*. Limits: of the true d*'s slope, at the same "
         f"confidence, no power law assumed. With scatter: t limits of a power law that the d* "
         f"scatter about, over all values in the brackets, {twice} together with the verdicts.",
@@ -53,7 +53,7 @@ def caption(plan: dict[str, Any]) -> list[str]:
 
 def plot(result: dict[str, Any]) -> Figure:
     """Brackets of d* against 1/ε and 1/δ, with the theorem's and infinite width's lines."""
-    figure = Figure(figsize=(11.0, 5.2), layout="constrained")
+    figure = Figure(figsize=(11.0, 6.4), layout="constrained")
     for ax, variable in zip(figure.subplots(1, 2), ("eps", "delta"), strict=True):
         _panel(ax, result, variable)
     figure.suptitle(plain(_title(result["plan"])), fontsize=9, parse_math=False)
@@ -64,13 +64,23 @@ def _panel(ax: Axes, result, variable):
     plan, rows = result["plan"], _along(result, variable)
     x = [1.0 / t[variable] for t in rows]
     for kind, (label, color, shift) in KINDS.items():
-        closed = [(s * shift, t[kind]) for s, t in zip(x, rows, strict=True)]
-        closed = [(s, b["above"], b["most"]) for s, b in closed if None not in b.values()]
-        label = f"{label}: exponent {_estimate(result, variable, kind)}"
-        at, above, most = zip(*closed, strict=True) if closed else ((), (), ())
-        ax.vlines(at, above, most, color=color, lw=3 if kind == "gap" else 1.4, label=label)
-        ax.plot(at, above, "_", color=color, ms=6)
-        ax.plot(at, most, "_", color=color, ms=6)
+        at = [s * shift for s in x]
+        above, most = ([t[kind][end] for t in rows] for end in ("above", "most"))
+        closed = [i for i in range(len(rows)) if above[i] and most[i]]
+        ax.vlines(
+            [at[i] for i in closed],
+            [above[i] for i in closed],
+            [most[i] for i in closed],
+            color=color,
+            lw=3 if kind == "gap" else 1.4,
+            label=f"{label}: exponent {_estimate(result, variable, kind)}",
+        )
+        # A bracket that is open on one side is an arrow that points there.
+        for known, other, arrow in ((above, most, "^"), (most, above, "v")):
+            for i, d in enumerate(known):
+                if d:
+                    open_end = other[i] is None
+                    ax.plot(at[i], d, arrow if open_end else "_", color=color, ms=6, mfc="none")
     for kind, (label, style) in LINES.items():
         known = [(s, t[kind]) for s, t in zip(x, rows, strict=True) if t[kind]]
         estimate = _estimate(result, variable, kind)
@@ -88,7 +98,8 @@ def _panel(ax: Axes, result, variable):
     ax.set_ylabel("width")
     fixed = f"δ = {plan['delta']:g}" if variable == "eps" else f"ε = {plan['eps_of_deltas']:g}"
     ax.set_title(fixed, fontsize=9)
-    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    ax.plot([], [], "k^", mfc="none", ms=5, ls="", label="arrows: open on that side")
+    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22))
 
 
 def _paper(ax, x, rows, plan):
