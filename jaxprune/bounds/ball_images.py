@@ -187,7 +187,7 @@ class BallImages:
 
 @dataclass(frozen=True)
 class Solution:
-    """What `BallImages.solve` finds: numbers, or arrays of one shape.
+    """What a proof of `BallImages` finds: numbers, or arrays of one shape.
 
     Attributes:
       eps: bound of the gap.

@@ -31,7 +31,7 @@ def gaussian_deviation(family: Family, level: float = 1.0) -> float:
 
 
 def gaussian_lipschitz(family: Family, level: float = 1.0) -> float:
-    """c such that `P(F >= E F + t) <= exp(-t² / (2 c² L²))` for F convex, L-Lipschitz in Frobenius.
+    """c such that `P(F >= E F + t) <= exp(-t² / (2 c² L²))` for F that is L-Lipschitz in Frobenius.
 
     c² is a constant of the logarithmic Sobolev inequality, which Herbst's argument turns into this
     tail: 1 of the normal law, `(2/π)²` of the uniform law on [-1, 1] (README, theorem 3). An entry
