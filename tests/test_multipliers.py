@@ -9,7 +9,8 @@ import pytest
 from test_gaps import matrix, norm_bound, pair
 
 from jaxprune import activations, gaps, networks, pruning
-from jaxprune.gaps.multipliers import MARGIN, shared_torus
+from jaxprune.gaps.multipliers import shared_torus
+from jaxprune.gaps.tuning import MARGIN, MARGINS
 from jaxprune.networks import Conv, Dense, Network
 
 multiplier_bound = jax.jit(gaps.multiplier_bound, static_argnums=0)
@@ -111,22 +112,52 @@ def reference(full, kept, pruned, c):
     """The same multipliers by eigenvalues and inverses of NumPy, for dense layers."""
     blocks = lambda i: ["h"] * (max(pruned) >= i) + ["e"] * (min(pruned) < i)
     top = lambda q: np.linalg.eigvalsh(q)[-1]
-    form = None
-    for i in reversed(range(len(full))):
-        w, k = full[i], kept[i]
+    last = len(full) - 1
+    matrices, counts = [], []
+    for i, (w, k) in enumerate(zip(full, kept, strict=True)):
         into = {"h": {"h": w, "e": 0 * w}, "e": {"h": w - k, "e": k}}
-        rows = ["e"] if form is None else blocks(i + 1)
-        m = np.block([[into[b][a] for a in blocks(i)] for b in rows])
-        if form is None:
-            form = m.T @ m
-            continue
-        n = len(w)
-        units = np.repeat([top(form[j : j + n, j : j + n]) ** 0.5 for j in range(0, len(m), n)], n)
-        m, form = units[:, None] * m, form / np.outer(units, units)
-        tau = (1 + MARGIN * (1 + c) / (1 - c)) * top(form)
-        inverse = np.linalg.inv(tau * np.eye(len(form)) - form)
-        form = m.T @ ((0.5 * (1 + c) * tau) ** 2 * inverse - c * tau * np.eye(len(form))) @ m
-    return top(form) ** 0.5
+        rows = ["e"] if i == last else blocks(i + 1)
+        matrices.append(np.block([[into[b][a] for a in blocks(i)] for b in rows]))
+        counts.append(len(rows))
+
+    def start(form, m, count):
+        parts = []
+        for d, r in zip(
+            np.split(np.diag(form), count), np.split((m**2).sum(axis=1), count), strict=True
+        ):
+            size, d, r = d.mean(), *(np.maximum(a, 0.1 * a.mean()) for a in (d, r))
+            parts.append(size * np.sqrt(d / d.mean() * r.mean() / r))
+        return np.concatenate(parts)
+
+    def backwards(multipliers, margin):
+        """Multipliers made feasible, the maximisers `s = A y`, the form of the input, its unit."""
+        ts, maps, unit = [], [], 1.0
+        form = matrices[last].T @ matrices[last]
+        for i in reversed(range(last)):
+            m, level = matrices[i], np.diag(form).max()
+            form, unit = form / level, unit * level
+            t = start(form, m, counts[i]) if multipliers is None else multipliers[i]
+            raised = (1 + margin) * top(form / np.sqrt(np.outer(t, t)))
+            t = t * (raised if multipliers is None else max(1, raised))
+            maps.insert(0, (1 + c) / 2 * np.linalg.inv(np.diag(t) - form) * t)
+            ts.insert(0, t)
+            form = m.T @ ((1 + c) / 2 * t[:, None] * maps[0] - c * np.diag(t)) @ m
+        return ts, maps, form, unit
+
+    multipliers = None
+    for margin in MARGINS:
+        ts, maps, form, _ = backwards(multipliers, margin)
+        density = np.linalg.matrix_power(form / np.diag(form).max(), 8)
+        multipliers = []
+        for m, t, a in zip(matrices[:-1], ts, maps, strict=True):
+            y = m @ density @ m.T
+            density = a @ y @ a.T
+            less, more = np.diag(density) + c * np.diag(y), (1 + c) * np.diag(a @ y)
+            multipliers.append(
+                t * np.sqrt(np.clip(less / np.maximum(more, 1e-3 * less + 1e-30), 0.5, 2))
+            )
+    *_, form, unit = backwards(multipliers, MARGIN)
+    return np.sqrt(unit * top(form))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +170,29 @@ def test_bound_against_numpy(c, which, key):
     pruned = [i for i, p in enumerate(removed) if p is not None]
     expected = reference(*explicit(network, params, removed), pruned, c)
     assert float(multiplier_bound(network, params, removed)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("padding", "stride", "activation"),
+    [
+        ("SAME", 1, activations.identity),
+        ("SAME", 2, activations.leaky_relu(0.9)),
+        ("VALID", 1, activations.identity),
+        ("CIRCULAR", 2, activations.identity),
+    ],
+    ids=str,
+)
+def test_edges_of_an_image_are_no_activations(padding, stride, activation):
+    """A box, then a Laplacian: nothing is left on the torus, but at the edges of the image."""
+    network = networks.convolutional((1, 1, 1), 8, padding=padding, strides=(stride, 1))
+    network = with_activation(network, activation)
+    box, laplacian = np.ones((3, 3), np.float32), np.ones((3, 3), np.float32)
+    laplacian[1, 1] = -8
+    params = tuple(jnp.asarray(w)[None, None] for w in (box, laplacian))
+    removed = (params[0], None)
+    exact = linear_gap(network, params, removed)
+    least = 1.0 if activation is activations.identity else 0.5
+    assert least * exact <= float(multiplier_bound(network, params, removed))
 
 
 def test_a_convolution_of_one_pixel_is_a_dense_layer(key):

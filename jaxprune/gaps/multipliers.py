@@ -19,15 +19,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.gaps import norms
+from jaxprune.gaps import norms, tuning
 from jaxprune.gaps.difference import Removed
+from jaxprune.gaps.tuning import MARGIN, Stage, in_units, largest, level
 from jaxprune.networks import Conv, Dense, Network
 from jaxprune.types import Params
 
-# tau over the largest eigenvalue of Q, less 1, at least slope 0; the bound is flat around it. A
-# Q with one eigenvalue would want 1, at any least slope c times (1 + c) / (1 - c).
-MARGIN = 0.4
-STEPS = 12
 H, E = 0, 1
 
 
@@ -57,24 +54,28 @@ def multiplier_bound(network: Network, params: Params, removed: Removed) -> jax.
 
 
 class _Weights(NamedTuple):
-    """One layer, divided by a power of two; P is None where nothing is removed."""
+    """One layer in units of powers of two: `w` W, `p` P or None, `kept` W - P.
+
+    P is in the units of W times those of e, which make the largest P of the network about 1.
+    """
 
     w: jax.Array
     p: jax.Array | None
-
-    @property
-    def kept(self):
-        return self.w if self.p is None else self.w - self.p
+    kept: jax.Array
 
 
 def _scaled(network, params, removed):
-    layers, total = [], 1.0
+    """The layers, and what a bound of theirs is to be multiplied by."""
+    pairs, total = [], network.activation.lipschitz ** (len(params) - 1)
     for w, p in zip(params, removed, strict=True):
-        w = w.astype(jnp.float64)
+        w = norms.as_float64(w)
         scale = norms.power_of_two(jnp.max(jnp.abs(w)))
         total = total * scale
-        layers.append(_Weights(w / scale, None if p is None else p.astype(jnp.float64) / scale))
-    return layers, total * network.activation.lipschitz ** (len(layers) - 1)
+        pairs.append((w / scale, None if p is None else norms.as_float64(p) / scale))
+    sizes = jnp.stack([jnp.max(jnp.abs(p)) for _, p in pairs if p is not None])
+    unit = norms.power_of_two(jnp.max(sizes))
+    layers = [_Weights(w, None, w) if p is None else _Weights(w, p / unit, w - p) for w, p in pairs]
+    return layers, total * unit
 
 
 def _blocks(pruned, i):
@@ -83,88 +84,110 @@ def _blocks(pruned, i):
 
 
 def _form_of_input(network, layers, pruned):
-    """The largest eigenvalue of a form Q with `||F(x) - f(x)||^2 <= x^* Q x`."""
+    """At least the largest eigenvalue of a form Q with `||F(x) - f(x)||^2 <= x^* Q x`."""
     torus, dilations = shared_torus(network)
-    least_slope = network.activation.least_slope / network.activation.lipschitz
     form = None  # of the state after layer i; the output's is ||d||^2
-    for i in reversed(range(len(layers))):
-        layer, weights = network.layers[i], layers[i]
-        ins = _blocks(pruned, i)
-        outs = [E] if form is None else _blocks(pruned, i + 1)
+    stages = []
+
+    def apart(i):
+        """Whether the inputs of layer i are laid out in another way than its outputs."""
+        layer = network.layers[i]
         alone = isinstance(layer, Conv) and torus is None
-        if i > 0 and (alone or type(layer) is not type(network.layers[i - 1])):
+        return i > 0 and (alone or type(layer) is not type(network.layers[i - 1]))
+
+    for i in reversed(range(len(layers))):
+        ins = _blocks(pruned, i)
+        outs = [E] if i == len(layers) - 1 else _blocks(pruned, i + 1)
+        if not apart(i):
+            stages.append(_stage(network, layers[i], i, ins, outs, torus, dilations))
+            if i > 0 and not apart(i - 1):
+                continue
+            form, stages = _through_stages(form, stages), []
+        if apart(i):
             into = network.layers[i - 1]
             matrices = 1 if isinstance(into, Dense) else len(norms.frequencies(torus or into.torus))
-            form = _through_norms(layer, weights, form, ins, outs, into.out_shape[0], matrices)
-            continue
-        place = (torus, dilations[i]) if isinstance(layer, Conv) and torus else ()
-        blocks = {H: {H: weights.w}, E: {H: weights.p, E: weights.kept}}
-        rows, error = [], 0.0
-        for b in outs:
-            parts = []
-            for a in ins:
-                w = blocks[b].get(a)
-                t = norms.transfer(layer, jnp.zeros_like(weights.w) if w is None else w, *place)
-                error = error + t.error
-                parts.append(t.matrices)
-            rows.append(jnp.concatenate(parts, axis=-1))
-        matrix = jnp.concatenate(rows, axis=-2)
-        if form is None:
-            form, rounding = norms.gram(matrix)
-            form = _plus(form, rounding + 2 * norms.frobenius(matrix) * error + error**2)
-        else:
-            form = _through_activation(form, matrix, error, len(outs), least_slope)
+            width = into.out_shape[0]
+            form = _through_norms(network.layers[i], layers[i], form, ins, outs, width, matrices)
     return norms.eigenvalue_bound(form)
+
+
+def _stage(network, weights, i, ins, outs, torus, dilations):
+    """Layer i as matrices that map the states before it to those behind it."""
+    layer = network.layers[i]
+    place = (torus, dilations[i]) if isinstance(layer, Conv) and torus else ()
+    blocks = {H: {H: weights.w}, E: {H: weights.p, E: weights.kept}}
+    rows, error = [], 0.0
+    for b in outs:
+        parts = []
+        for a in ins:
+            w = blocks[b].get(a)
+            t = norms.transfer(layer, jnp.zeros_like(weights.w) if w is None else w, *place)
+            error = error + t.error
+            parts.append(t.matrices)
+        rows.append(jnp.concatenate(parts, axis=-1))
+    slope = network.activation.least_slope / network.activation.lipschitz
+    # Where the image does not fill the torus, states are 0 whatever y is: slope 0.
+    fills = layer.padding == "CIRCULAR" and layer.stride * dilations[i] == 1 if place else True
+    matrix = jnp.concatenate(rows, axis=-2)
+    return Stage(matrix, error * (1.0 + 1e-12), len(outs), slope if fills else 0.0)
+
+
+def _through_stages(form, stages):
+    """From the form behind the first of the stages (None: the output) to that before the last."""
+    if form is None:
+        first, *stages = stages
+        form, rounding = norms.gram(first.matrix)
+        error = first.error
+        form = _plus(form, rounding + 2 * norms.frobenius(first.matrix) * error + error**2)
+    for stage, multipliers in zip(stages, tuning.tune(form, stages), strict=True):
+        if stage.slope == 1.0:
+            form = _through_identity(form, stage)
+        else:
+            form = _through_activation(form, stage, multipliers * level(form))
+    return form
 
 
 def _plus(form, slack):
     return form + jnp.max(slack) * (1.0 + 1e-12) * norms.identity(form)
 
 
-def _units(form, count):
-    """For each of `count` equal blocks about the root of its largest eigenvalue."""
-    n = form.shape[-1] // count
-    blocks = jnp.stack([form[:, k * n : k * n + n, k * n : k * n + n] for k in range(count)])
-    size = jnp.max(norms.eigenvalue_estimate(blocks, STEPS), axis=1)
-    return jnp.where(size > 0, jnp.sqrt(jnp.maximum(size, 0.0)), 1.0)
+def _through_identity(form, stage):
+    """`M^* Q M`."""
+    size = norms.frobenius(stage.matrix) + stage.error
+    product = norms.adjoint(stage.matrix) @ form @ stage.matrix
+    slack = (3 * norms.growth(form.shape[-1]) * size + 2 * stage.error) * size
+    return _plus(_hermitian(product), slack * norms.frobenius(form))
 
 
-def _through_activation(form, matrix, error, count, c):
+def _through_activation(form, stage, multipliers):
     """From `s^* Q s` to a form of the state before: `y = M s_before`, s the activation of y.
 
-    In units in which the blocks of Q are alike, with one multiplier tau for all neurons,
+    With multipliers T, in units in which T = 1,
 
-        s^* Q s <= max_s { s^* Q s + tau (s - c y)^* (y - s) }
-                 = ((1 + c)/2)^2 tau^2 y^* (tau - Q)^(-1) y - c tau y^* y.
+        s^* Q s <= max_s { s^* Q s + (s - c y)^* (y - s) }
+                 = ((1 + c)/2)^2 y^* (1 - Q)^(-1) y - c y^* y.
     """
-    units = jnp.repeat(_units(form, count), form.shape[-1] // count)
-    matrix = units[None, :, None] * matrix
-    form = form / (units[None, :, None] * units[None, None, :])
-    error = jnp.max(units) * error
+    c, n = stage.slope, form.shape[-1]
+    top = largest(in_units(form, jnp.sqrt(multipliers)))
+    units = jnp.sqrt(multipliers * jnp.maximum(1.0, (1.0 + MARGIN) * top))
+    matrix = units[None, :, None] * stage.matrix
+    form = in_units(form, units)
+    error = jnp.max(units) * stage.error
     size = norms.frobenius(matrix) + error
-    if c == 1.0:  # s = y
-        n = form.shape[-1]
-        product = norms.adjoint(matrix) @ form @ matrix
-        slack = (3 * norms.growth(n) * size + 2 * error) * size * norms.frobenius(form)
-        return _plus(_hermitian(product), slack)
-    n = form.shape[-1]
-    margin = MARGIN * (1.0 + c) / (1.0 - c)
-    tau = (1.0 + margin) * jnp.max(norms.eigenvalue_estimate(form, STEPS))
-    tau = jnp.where(tau > 0, tau, 1.0)
-    # Room for the rounding of the factor: R^* R <= tau - Q - room / 2.
-    room = tau * max(1e-9, 4 * n * norms.growth(n))
-    lower = norms.cholesky((tau - room) * norms.identity(form) - form)
-    right = 0.5 * (1.0 + c) * tau * matrix
+    # Room for the rounding of the factor: L L^* <= 1 - Q - room / 2.
+    room = max(1e-9, 4 * n * norms.growth(n))
+    lower = norms.cholesky((1.0 - room) * norms.identity(form) - form)
+    right = 0.5 * (1.0 + c) * matrix
     y = norms.solve_lower(lower, right)
     residual = norms.frobenius(right - lower @ y)
     rounding = norms.growth(n) * norms.frobenius(lower) * norms.frobenius(y)
-    residual = residual + 2 * rounding + tau * (error + norms.UNIT * 8 * size)
+    residual = residual + 2 * rounding + error + norms.UNIT * 8 * size
     product, slack = norms.gram(y)
     slack = slack + 2 * residual**2 / room
     if c > 0.0:
         linear, linear_slack = norms.gram(matrix)
-        product = product - c * tau * linear
-        slack = slack + c * tau * (linear_slack + 2 * error * size)
+        product = product - c * linear
+        slack = slack + c * (linear_slack + 2 * error * size)
     return _plus(_hermitian(product), slack)
 
 
@@ -178,25 +201,26 @@ def _through_norms(layer, weights, form, ins, outs, width, matrices):
     Activations contract, and `(a + b)^2 <= 2 a^2 + 2 b^2`: the form is bounded by multiples of
     `||h||^2` and `||e||^2`.
     """
-    units, largest = {E: 1.0}, 1.0
+    sizes, top, rounding = {E: 1.0}, 1.0, 32 * norms.UNIT
     if form is not None:
-        units = _units(form, len(outs))
-        scales = jnp.repeat(units, form.shape[-1] // len(outs))
-        largest = norms.eigenvalue_bound(form / (scales[None, :, None] * scales[None, None, :]))
-        units = dict(zip(outs, units, strict=True))
+        n = form.shape[-1] // len(outs)
+        own = [form[:, k * n : (k + 1) * n, k * n : (k + 1) * n] for k in range(len(outs))]
+        tops = [largest(block) for block in own]
+        units = [jnp.sqrt(jnp.where(size > 0, size, 1.0)) for size in tops]
+        top = norms.eigenvalue_bound(in_units(form, jnp.repeat(jnp.stack(units), n)))
+        rounding = rounding + norms.growth(form.shape[-1]) * form.shape[-1]
+        sizes = {b: unit**2 for b, unit in zip(outs, units, strict=True)}
     norm = {name: norms.norm_bound(layer, w) for name, w in _named(weights)}
-    zero = jnp.zeros(())
     both = 2.0 if weights.p is not None and E in ins else 1.0
-    of_h = zero
+    of_h = jnp.zeros(())
     if H in outs:
-        of_h = (units[H] * norm["w"]) ** 2
+        of_h = sizes[H] * norm["w"] ** 2
     if E in outs and weights.p is not None:
-        of_h = of_h + both * (units[E] * norm["p"]) ** 2
-    of_e = both * (units[E] * norm["kept"]) ** 2 if E in outs else zero
-    sizes = jnp.stack([{H: of_h, E: of_e}[b] for b in ins]) * largest
-    sizes = sizes * (1.0 + norms.growth(len(scales)) * len(scales) if form is not None else 1.0)
+        of_h = of_h + both * sizes[E] * norm["p"] ** 2
+    of_e = both * sizes[E] * norm["kept"] ** 2 if E in outs else jnp.zeros(())
+    total = jnp.stack([{H: of_h, E: of_e}[b] for b in ins]) * top * (1.0 + rounding)
     dtype = jnp.float64 if matrices == 1 else jnp.complex128
-    diagonal = jnp.repeat(sizes, width).astype(dtype)
+    diagonal = jnp.repeat(total, width).astype(dtype)
     return jnp.broadcast_to(jnp.diag(diagonal)[None], (matrices, len(diagonal), len(diagonal)))
 
 

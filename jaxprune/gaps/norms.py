@@ -35,6 +35,16 @@ def power_of_two(x: jax.Array) -> jax.Array:
     return jnp.where(x > 0, jax.lax.reduce_precision(x, exponent_bits=11, mantissa_bits=0), 1.0)
 
 
+def as_float64(a: jax.Array) -> jax.Array:
+    """Float32 or float64 numbers as float64, exactly: a CPU may read subnormal float32 as 0."""
+    if a.dtype != jnp.float32:
+        return a
+    bits = jax.lax.bitcast_convert_type(a, jnp.int32)
+    fraction = (bits & 0x007FFFFF).astype(jnp.float64) * 2.0**-149
+    subnormal = jnp.where(bits < 0, -fraction, fraction)
+    return jnp.where(bits & 0x7F800000 == 0, subnormal, a.astype(jnp.float64))
+
+
 def is_zero(a: jax.Array) -> jax.Array:
     """Whether all float32 entries are 0, judged by bits: a CPU may read subnormals as 0."""
     return jnp.all(jax.lax.bitcast_convert_type(a, jnp.uint32) << 1 == 0)
@@ -82,6 +92,13 @@ solve_lower = _one_by_one(
 )
 """`lower^-1 b` for lower triangular matrices `(..., n, n)` and right sides `(..., n, m)`."""
 
+solve_adjoint = _one_by_one(
+    lambda lower, b: jax.lax.linalg.triangular_solve(
+        lower, b, left_side=True, lower=True, transpose_a=True, conjugate_a=True
+    )
+)
+"""`lower^-* b`, likewise."""
+
 _eigenvalues = _one_by_one(lambda a: jnp.linalg.eigvalsh(a))
 
 
@@ -109,7 +126,7 @@ def eigenvalue_estimate(q: jax.Array, steps: int) -> jax.Array:
         return (w, v, beta), (alpha, beta)
 
     steps = min(steps, q.shape[-1])
-    zero = jnp.zeros(q.shape[:-2])
+    zero = jnp.zeros(q.shape[:-2], jnp.finfo(q.dtype).dtype)
     _, (alpha, beta) = jax.lax.scan(step, (jnp.zeros_like(start), start, zero), length=steps)
     alpha, beta = jnp.moveaxis(alpha, 0, -1), jnp.moveaxis(beta, 0, -1)
     row, column = np.indices((1,) * (q.ndim - 2) + (steps, steps))[-2:]
@@ -166,8 +183,9 @@ def _fourier_table(kernel: int, torus: tuple[int, int], dilation: int) -> np.nda
     """`e^(i w t)`, `(k^2, frequencies)`."""
     rows, columns = torus
     taps = [(dilation * i, dilation * j) for i in range(kernel) for j in range(kernel)]
+    points = rows * columns  # whole numbers as far as may be: the angle is rounded four times
     turns = [
-        [(p * i % rows) / rows + (q * j % columns) / columns for p, q in frequencies(torus)]
+        [(p * i * columns + q * j * rows) % points / points for p, q in frequencies(torus)]
         for i, j in taps
     ]
     return np.exp(2j * np.pi * np.array(turns))
@@ -205,17 +223,18 @@ def norm_bound(layer: Layer, w: jax.Array) -> jax.Array:
 
     Args:
       layer: the layer.
-      w: `layer.weight_shape`, float32.
+      w: `layer.weight_shape`, float32 or float64.
 
     Returns:
       `()` float64; NaN or infinite if a weight is.
     """
     with jax.enable_x64(True):
-        scale = power_of_two(jnp.max(jnp.abs(w)).astype(jnp.float64))
-        a, error = transfer(layer, w.astype(jnp.float64) / scale)
+        w = as_float64(w)
+        scale = power_of_two(jnp.max(jnp.abs(w)))
+        a, error = transfer(layer, w / scale)
         if a.shape[-2] < a.shape[-1]:
             a = adjoint(a)
         q, rounding = gram(a)
         return (
-            (jnp.sqrt(eigenvalue_bound(q) + jnp.max(rounding)) + error) * scale * (1.0 + 4 * UNIT)
+            (jnp.sqrt(eigenvalue_bound(q) + jnp.max(rounding)) + error) * scale * (1.0 + 8 * UNIT)
         )
