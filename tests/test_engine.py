@@ -20,7 +20,7 @@ from jaxprune.engine import GUARD, Tally, keys, memory
 from jaxprune.engine.sums import ExactSum, Histogram
 from jaxprune.engine.tally import BrokenBracket
 from jaxprune.engine.trial import Trial, masks, target
-from jaxprune.gaps import UnitBall
+from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.pruning import Fraction, Sublinear
 
 LAW = laws.uniform(math.sqrt(6))
@@ -228,12 +228,16 @@ def test_too_large_for_memory_is_refused_before_anything_is_compiled():
 
 
 @pytest.mark.parametrize(
-    "network",
-    [networks.dense((64,) * 4), networks.convolutional((3, 16, 16, 3), 8)],
+    ("network", "domain"),
+    [
+        (networks.dense((64,) * 4), UnitBall()),
+        (networks.convolutional((3, 16, 16, 3), 8), UnitBall()),
+        (networks.dense((64,) * 4), LinfBall()),
+    ],
     ids=str,
 )
-def test_the_memory_estimate_is_an_upper_bound(network):
-    run = engine.prepare(network, LAW, pruning.random, Fraction(0.5), block=16)
+def test_the_memory_estimate_is_an_upper_bound(network, domain):
+    run = engine.prepare(network, LAW, pruning.random, Fraction(0.5), domain=domain, block=16)
     needed = engine.compiled_block(run).memory_analysis().temp_size_in_bytes
     assert needed <= 16 * memory.trial_bytes(run.design, 64) <= 20 * needed
 
@@ -506,6 +510,63 @@ def test_given_targets_rows_and_accuracy():
     assert tally.counts(0.25).close == 1
     assert tally.counts(0.2) == (0, 1, 0, 0)  # inside the guard band: between
     assert (tally.target_correct, tally.pruned_correct) == (2, 2)
+
+
+def test_distances_on_a_data_set():
+    """Mean, largest and relative distance of each trial by NumPy; 0 / 0 is 0 and 1 / 0 infinite."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(50, 3, 4)).astype(np.float32)
+    x = rng.normal(size=(30, 4)).astype(np.float32)
+
+    def simulate(targets, rows):
+        return engine.simulate(
+            networks.dense((4, 3)),
+            (targets,),
+            pruning.magnitude,
+            pruning.Count(4),
+            layers="all",
+            eps=[1.0],
+            trials=50,
+            domain=rows,
+        )
+
+    tally = simulate(w, x)
+    order = np.argsort(np.abs(w.reshape(50, 12)), axis=1)
+    gone = np.zeros((50, 12))
+    smallest = np.take_along_axis(w.reshape(50, 12), order[:, :4], 1)
+    np.put_along_axis(gone, order[:, :4], smallest, 1)
+    length = lambda m: np.linalg.norm(np.einsum("toi,ni->tno", m.astype(np.float64), x), axis=2)
+    distances, sizes = length(gone.reshape(w.shape)), length(w)
+    relative = (distances / sizes).max(axis=1)
+    for (mean, error), values in (
+        (tally.mean_distance(), distances.mean(axis=1)),
+        (tally.relative_distance(), relative),
+    ):
+        assert mean == pytest.approx(values.mean(), rel=1e-5)
+        assert error == pytest.approx(stats.sem(values), rel=1e-4)
+    for (low, high), values in (
+        (tally.mean_distance_quantile(0.5), distances.mean(axis=1)),
+        (tally.relative_distance_quantile(0.5), relative),
+        (tally.gap_quantile(0.5), distances.max(axis=1)),
+    ):
+        assert low * (1 - 1e-5) <= np.sort(values)[24] <= high * (1 + 1e-5)
+    # An input of zeros has outputs of zeros: nothing changes there.
+    padded = simulate(w, np.concatenate([x, 0 * x]))
+    assert padded.relative_distance() == pytest.approx(tally.relative_distance(), rel=1e-5)
+    # F = x_1 - x_2 vanishes at (1, 1), and f there does not: infinite, in a trial that counts.
+    tally = engine.simulate(
+        networks.dense((2, 1)),
+        (np.array([[[1.0, -1.0]]], np.float32),),
+        pruning.magnitude,
+        pruning.Count(1),
+        layers="all",
+        eps=[1.0],
+        trials=1,
+        domain=np.ones((1, 2)),
+    )
+    assert tally.nonfinite == 0 and tally.mean_distance()[0] == 1
+    assert tally.relative_distance()[0] == math.inf
+    assert tally.relative_distance_quantile(0.5) == (math.inf, math.inf)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 
 from jaxprune import inputs
 from jaxprune.gaps import norms
-from jaxprune.gaps.ascent import lengths
-from jaxprune.gaps.climb import climb, onto_sphere, scaled
+from jaxprune.gaps.ascent import ascend
 from jaxprune.gaps.difference import Removed, difference
+from jaxprune.gaps.lengths import lengths
 from jaxprune.gaps.sandwich import UnitBall
 from jaxprune.networks import Network
 from jaxprune.types import Key, Params
@@ -63,7 +63,7 @@ def layer_account(
     most = jnp.max(jnp.abs(total))
     unit = jnp.where(most > 0, most, 1.0)
     u = total / unit
-    shares = jnp.sum(t / unit * u, axis=1) / jnp.sum(u * u)
+    shares = jnp.sum(t / unit * u[None], axis=1) / jnp.sum(u * u)
     bounds = telescoping_terms(network, params, removed)
     return Account(lengths(total[None])[0], lengths(t), shares, bounds)
 
@@ -120,12 +120,9 @@ def worst_input(
 ) -> jax.Array:
     """The input of the unit ball with the largest `||F - f||` that sampling and ascent find."""
 
-    def at(x):
-        return difference(network, params, removed, x)
-
     x = inputs.sphere(key, domain.samples, network.in_shape)
-    _, starts = jax.lax.top_k(lengths(jax.vmap(at)(x)), domain.starts)
-    values, x = climb(at, lengths, scaled, onto_sphere, x[starts], domain.steps)
+    values = lengths(jax.vmap(lambda x: difference(network, params, removed, x))(x))
+    values, x = ascend(network, params, removed, x, values, domain.starts, domain.steps)
     return x[jnp.argmax(values)]
 
 
