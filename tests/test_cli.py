@@ -1,0 +1,136 @@
+"""`jaxprune frontier` and `jaxprune threshold` as a user meets them; see also test_verify.py."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from jaxprune import cli
+from jaxprune.report import frontier as frontier_words
+from jaxprune.report import threshold as threshold_words
+
+# One worker runs them all, so that each command runs once.
+pytestmark = pytest.mark.xdist_group("cli")
+
+SHARED = ["--depth", "1", "--layers", "all", "--widths", "3", "4", "--seed", "7", "--gain", "2"]
+SHARED += ["--trials", "200"]  # equal blocks: both commands run the same programs
+COMMANDS = {
+    "frontier": ["--eps", "1.4", "--delta", "0.3", "--resolution", "0.3"],
+    "threshold": ["--eps", "0.2", "0.5", "--delta", "0.3", "--deltas", "0.3"],
+}
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def command(request, tmp_path_factory):
+    """Name, folder and printed text of a command that was run."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        text = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        patch.setattr("sys.stdout", text)
+        outputs = ["--out", "out", "--json", "copy.json"]
+        assert cli.main([name, *SHARED, *COMMANDS[name], *outputs]) == 0
+        text.seek(0)
+        return name, folder, text.read()
+
+
+def test_a_command_prints_tables_and_writes_numbers_and_a_plot(command):
+    def refuse(name):
+        raise AssertionError(f"{name} is not strict JSON")
+
+    name, folder, text = command
+    assert {path.name for path in (folder / "out").iterdir()} == {"result.json", "plot.png"}
+    assert (folder / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads((folder / "copy.json").read_text("utf-8"), parse_constant=refuse)
+    assert json.loads((folder / "out" / "result.json").read_text("utf-8")) == result
+    plan = result["plan"]
+    assert plan["study"] == name and plan["seed"] == 7 and plan["widths"] == [3, 4]
+    assert plan["networks"] == ["dense 3-3, relu", "dense 4-4, relu"]
+    assert len(plan["hash"]) == 64 and result["environment"]["stream_version"] >= 1
+    for word in ("out/result.json", "out/plot.png", "95 % confidence", "theorem"):
+        assert word in text.replace("\n", " ")
+
+
+def test_tables_say_what_the_result_says(command):
+    name, folder, _ = command
+    result = json.loads((folder / "copy.json").read_text("utf-8"))
+    console = Console(file=io.StringIO(), width=150)
+    if name == "frontier":
+        frontier_words.render(result, console)
+        rows = console.file.getvalue().splitlines()
+        for point in result["points"]:
+            row = next(row for row in rows if point["network"] in row)
+            low, high = (float(cell) for cell in row.replace(" %", "").split()[3:5])
+            # Rounded outward, to three digits.
+            assert 0 <= 100 * point["holds"] - low <= 0.011 * low
+            assert 0 <= high - 100 * point["violated"] <= 0.011 * high
+    else:
+        threshold_words.render(result, console)
+        text = console.file.getvalue()
+        for t in result["thresholds"]:
+            above, most = ("–" if end is None else str(end) for end in t["gap"].values())
+            assert f"{above} to {most}" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--trials", "3"], "trials = 3: at least"),
+        (["--trials", "many"], "trials"),
+        (["--eps", "-1"], "eps"),
+        (["--delta", "0"], "delta"),
+        (["--confidence", "1"], "confidence"),
+        (["--widths"], "widths"),
+        (["--widths", "0", "3"], "width = 0"),
+        (["--depth", "0"], "depth"),
+        (["--depth", "2", "--layers", "middle"], "layers"),
+        (["--layers", "dense9"], "dense9"),
+        (["--pruning", "magnitud"], "did you mean 'magnitude'"),
+        (["--law", "cauchy"], "law"),
+        (["--activation", "gelu"], "activation"),
+        (["--scaling", "none"], "scaling"),
+        (["--gain", "0"], "gain"),
+        (["--seed", "4294967296"], "seed"),
+        (["--widths", "70000", "3"], "at most"),
+        (["--out", "missing/folder"], "out"),
+        (["--out", "same", "--json", "same"], "json"),
+        (["--epz", "1"], "epz"),
+    ],
+)
+def test_impossible_requests_get_one_line_and_status_2(
+    tmp_path, monkeypatch, capsys, name, arguments, named
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jaxprune.engine.tally_run", lambda *_: pytest.fail("sampled"))
+    try:
+        status = cli.main([name, *SHARED, *COMMANDS[name], *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2 and captured.out == ""
+    assert captured.err.count("\n") == 1 and named in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_interrupt_writes_nothing(tmp_path, monkeypatch, capsys, name):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    module = getattr(cli, name)
+    monkeypatch.setattr(module, name, interrupted)
+    assert cli.main([name, "--out", "out"]) == 130
+    assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_gives_every_default(capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for option in ("--eps", "--widths", "--trials", "--pruning", "--confidence", "--out", "--json"):
+        assert option in text
