@@ -1,11 +1,14 @@
 """`jaxprune bound` and the study behind it."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from jaxprune import bounds, laws, networks, pruning
 from jaxprune.cli import main
+from jaxprune.report import bound as words
 from jaxprune.studies.bound import bound
 
 NETWORK, LAW = networks.dense((8, 8, 8, 8)), laws.uniform(6**0.5)
@@ -13,7 +16,7 @@ AMOUNT = pruning.Sublinear(0.25)
 
 
 def test_the_study_gives_what_the_library_gives():
-    result = bound(NETWORK, LAW, [pruning.magnitude, pruning.random], AMOUNT, delta=0.1, eps=4.0)
+    result = bound(NETWORK, LAW, [pruning.magnitude, pruning.random], AMOUNT, delta=0.1, eps=12.0)
     json.dumps(result, allow_nan=False)
     for found, method in zip(result["methods"], (pruning.magnitude, pruning.random), strict=True):
         certificate = bounds.certify(NETWORK, LAW, method, AMOUNT, delta=0.1)
@@ -31,12 +34,17 @@ def test_the_study_gives_what_the_library_gives():
         typical = bounds.infinite_width(NETWORK, LAW, method, AMOUNT)
         assert found["infinite_width"]["typical_gap"] == typical.typical_gap
         inverses = found["inverses"]
-        sparsity = bounds.largest_sparsity(NETWORK, LAW, method, eps=4.0, delta=0.1)
+        sparsity = bounds.largest_sparsity(NETWORK, LAW, method, eps=12.0, delta=0.1)
         assert inverses["largest_sparsity"]["theorem"] == sparsity.sparsity
         width = bounds.least_width(
-            lambda d: networks.dense((d,) * 4), LAW, method, AMOUNT, eps=4.0, delta=0.1
+            lambda d: networks.dense((d,) * 4), LAW, method, AMOUNT, eps=12.0, delta=0.1
         )
-        assert inverses["least_width"]["theorem"] == (width and width.width)
+        assert inverses["least_width"]["theorem"] == width.width
+        assert inverses["least_width"]["widths"] == ["d"] * 4
+    limits = [
+        bounds.magnitude_threshold(NETWORK.layers[1], LAW, AMOUNT, delta=d) for d in (0.9, 0.1)
+    ]
+    assert [m["thresholds"] for m in result["methods"]] == [{"dense2": limits}, {}]
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
@@ -59,12 +67,20 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
 
 def test_convolutions(tmp_path):
     path = tmp_path / "bound.json"
-    arguments = ["--channels", "2", "4", "4", "--size", "6", "--layers", "all", "--count", "5",
-                 "--eps", "1.5", "--json", str(path)]  # fmt: skip
+    arguments = ["--channels", "2", "2", "2", "--size", "4", "--layers", "conv2", "--count", "5",
+                 "--pruning", "random", "--eps", "4", "--json", str(path)]  # fmt: skip
     assert main(["bound", *arguments]) == 0
-    for method in json.loads(path.read_text())["methods"]:
-        assert method["infinite_width"] is None and method["inverses"]["least_width"] is None
-        assert method["certificate"]["eps"] > 0
+    [method] = json.loads(path.read_text())["methods"]
+    assert method["infinite_width"] is None and method["inverses"]["least_width"] is None
+    network = networks.convolutional((2, 2, 2), 4)
+    arguments = (network, LAW, pruning.random, pruning.Count(5))
+    assert method["certificate"]["eps"] == bounds.certify(*arguments, layers="conv2").eps
+    amounts = bounds.largest_amounts(*arguments[:3], eps=4.0, layers="conv2")
+    assert method["inverses"]["largest_amounts"] == {
+        "theorem": {"removed": {"conv2": amounts.amounts["conv2"].k}, "sparsity": amounts.sparsity,
+                    "eps": amounts.eps},
+        "infinite_width": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -89,3 +105,18 @@ def test_bad_input_is_one_line(arguments, named, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert not out and err.startswith(f"jaxprune: {named}") and err.count("\n") == 1
     assert not path.exists()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_every_number_fits_the_terminal(columns):
+    result = bound(networks.dense((512,) * 4), LAW, [pruning.magnitude], AMOUNT, delta=0.01)
+    console = Console(file=io.StringIO(), width=columns)
+    words.render(result, console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns
+    [method] = result["methods"]
+    for event in method["certificate"]["events"]:
+        name = "spread" if event["name"] == "deviations" else event["name"]
+        assert any(event["what"] in line and name in line for line in lines), event
+    for answer in method["norms"][0]["bounds"]:
+        assert any(answer["name"] in line for line in lines)

@@ -1,5 +1,9 @@
 """The theorems read backwards, against scans of every width and every count."""
 
+import itertools
+import math
+
+import numpy as np
 import pytest
 
 from jaxprune import laws, networks, pruning
@@ -9,6 +13,8 @@ from jaxprune.bounds import (
     largest_amounts,
     largest_sparsity,
     least_width,
+    search,
+    typical_largest_amounts,
     typical_largest_sparsity,
     typical_least_width,
 )
@@ -20,6 +26,35 @@ NETWORK = networks.dense((6, 5, 5, 4))
 
 def square(d):
     return networks.dense((d,) * 4)
+
+
+def rising_values(rng, size):
+    """Flat stretches, jumps, zeros in front and infinity behind: all that a bound may do."""
+    values = np.cumsum(rng.exponential(1.0, size) ** 3 * rng.integers(0, 2, size))
+    values[values > values[rng.integers(size)]] = math.inf if rng.integers(2) else 1e9
+    return values
+
+
+def test_searches_against_scans():
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        values = rising_values(rng, int(rng.integers(2, 60)))
+        eps = float(rng.choice(values[np.isfinite(values)], 1)[0]) + 1e-9
+        low = int(rng.integers(len(values) - 1))
+        at = lambda n, values=values: float(values[n])
+        holds = [n for n in range(low, len(values)) if values[n] <= eps]
+        assert search.largest(at, low, len(values) - 1, eps) == max(holds, default=low)
+        # Falling with n, refused (NaN) from some n on, as widths are.
+        values, refused = values[::-1], int(rng.integers(1, len(values)))
+        if values[0] > eps:
+            at = lambda n, v=values, r=refused: math.nan if n >= r else float(v[n])
+            fails, found = search.before_refusal(at, 0, len(values), eps)
+            good = [n for n in range(refused) if values[n] <= eps]
+            assert (found in good) if good else (found is None)
+            assert values[fails] > eps
+            if found is not None and fails > 0:
+                assert search.boundary(at, fails, found, eps) == (good[0] - 1, good[0])
+    assert list(search.doubling(3, 20)) == [3, 6, 12, 20]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -69,7 +104,7 @@ def test_largest_sparsity_against_a_scan(method):
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_amounts_by_layer_are_certified_and_cannot_grow(method):
-    network = networks.dense((4, 5, 4, 3))
+    network = networks.dense((4, 4, 3))
     eps = certify(network, LAW, method, pruning.Fraction(0.1), layers="all", delta=DELTA).eps
     found = largest_amounts(network, LAW, method, eps=eps, delta=DELTA, layers="all")
     gap = lambda amounts: certify(network, LAW, method, amounts, delta=DELTA).eps
@@ -95,3 +130,22 @@ def test_typical_inverses_against_scans():
     k = size // 3
     found = typical_largest_sparsity(NETWORK, LAW, method, eps=gaps[k] * (1 + 1e-12))
     assert round(found.sparsity * size) == k
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_typical_amounts_against_every_pair_of_counts(method):
+    network = networks.dense((3, 4, 3))
+    gap = lambda j, k: (
+        infinite_width(
+            network, LAW, method, {"dense1": pruning.Count(j), "dense2": pruning.Count(k)}
+        ).typical_gap
+    )
+    gaps = {pair: gap(*pair) for pair in itertools.product(range(13), repeat=2)}
+    for eps in (gaps[4, 4], gaps[7, 7]):
+        found = typical_largest_amounts(network, LAW, method, eps=eps * (1 + 1e-12), layers="all")
+        j, k = (amount.k for amount in found.amounts.values())
+        best = max(sum(pair) for pair, value in gaps.items() if value <= eps * (1 + 1e-12))
+        assert found.eps == pytest.approx(gaps[j, k]) and found.sparsity == (j + k) / 24
+        assert found.eps <= eps * (1 + 1e-12) and best - 1 <= j + k <= best
+        for more in ((j + 1, k), (j, k + 1)):
+            assert max(more) > 12 or gaps[more] > eps * (1 + 1e-12)

@@ -6,14 +6,17 @@ Everything runs on the host in float64. The proofs are in README.md.
 from jaxprune.bounds.certificate import Certificate, certify
 from jaxprune.bounds.infinite_width import InfiniteWidth, infinite_width
 from jaxprune.bounds.inverse import (
-    LargestAmounts,
     LargestSparsity,
     LeastWidth,
-    largest_amounts,
     largest_sparsity,
     least_width,
     typical_largest_sparsity,
     typical_least_width,
+)
+from jaxprune.bounds.layer_amounts import (
+    LargestAmounts,
+    largest_amounts,
+    typical_largest_amounts,
 )
 from jaxprune.bounds.paper import Hypothesis, PaperConstants, PaperWidth, paper_hypotheses
 from jaxprune.bounds.random_matrices import (
@@ -23,6 +26,7 @@ from jaxprune.bounds.random_matrices import (
     removed_norm_bound,
     removed_norm_bounds,
 )
+from jaxprune.bounds.threshold import magnitude_threshold
 
 __all__ = [
     "Certificate",
@@ -39,11 +43,13 @@ __all__ = [
     "largest_amounts",
     "largest_sparsity",
     "least_width",
+    "magnitude_threshold",
     "norm_bound",
     "norm_bounds",
     "paper_hypotheses",
     "removed_norm_bound",
     "removed_norm_bounds",
+    "typical_largest_amounts",
     "typical_largest_sparsity",
     "typical_least_width",
 ]

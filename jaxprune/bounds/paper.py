@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxprune import laws, validation
 from jaxprune.laws import Law
 from jaxprune.networks import Network, select_layers
@@ -167,7 +169,11 @@ def paper_hypotheses(
         Hypothesis(
             "amount floor(D^(1 - alpha))", isinstance(amount, Sublinear), f"amount {amount}"
         ),
-        Hypothesis("Lipschitz activation, s(0) = 0", True, f"{s}, L = {s.lipschitz:.4g}"),
+        Hypothesis(
+            "Lipschitz activation, s(0) = 0",
+            math.isfinite(s.lipschitz) and float(s.fn(np.zeros(()))) == 0.0,
+            f"{s}, L = {s.lipschitz:.4g}",
+        ),
         _law_hypothesis(network, law, pruning),
     ]
     return theorem, tuple(found)

@@ -10,8 +10,35 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from jaxprune.laws import Family
+from jaxprune import validation
+from jaxprune.laws import Family, Law
+from jaxprune.networks import Layer
+from jaxprune.pruning import Amount
 from jaxprune.statistics import upper_limit
+
+
+def magnitude_threshold(layer: Layer, law: Law, amount: Amount, *, delta: float = 0.05) -> float:
+    """What τ of one layer exceeds with probability `delta`, exactly, for any symmetric law.
+
+    Removed weights are at most τ in magnitude, kept ones at least. Given τ, the removed weights
+    are i.i.d. with the law of w given `|w| <= τ`, in uniformly random places (README, theorem 2).
+
+    Args:
+      layer: the layer.
+      law: of its weights.
+      amount: how much of it is removed.
+      delta: in (0, 1); 1 - delta for a lower limit.
+
+    Raises:
+      ValueError: delta out of range, or an amount that leaves no weight.
+    """
+    delta = validation.real("delta", delta, 0.0, 1.0)
+    count = math.prod(layer.weight_shape)
+    removed = amount.count(count)
+    if removed == count:
+        raise ValueError(f"amount = {amount}: a threshold needs a weight that is kept")
+    level = threshold_level(count, removed, delta)
+    return law.scale(*layer.fans) * float(law.family.magnitude_quantile(level))
 
 
 def threshold_level(count: int, removed: int, delta: float) -> float:
@@ -22,7 +49,7 @@ def threshold_level(count: int, removed: int, delta: float) -> float:
 
     Args:
       count: D.
-      removed: k, from 1 to D - 1.
+      removed: k, from 0 to D - 1.
       delta: in (0, 1).
     """
     return float(upper_limit(removed, count, delta))

@@ -13,6 +13,8 @@ ROUTES = {
     "norms": "products of norms (theorem 6)",
     "images": "images of the ball (theorem 8)",
 }
+_SPREAD = "spread"
+_NUMBERS = ("δ", "bound", "mean", "certified", "typical")
 
 
 def render(result: dict[str, Any], console: Console) -> None:
@@ -24,11 +26,15 @@ def render(result: dict[str, Any], console: Console) -> None:
         console.print(Text(plain(title), style="bold"))
         for line in _sentences(plan, method):
             console.print(Text(plain(line)))
+        console.print()
         if method["certificate"]["events"]:
-            console.print()
             console.print(_events(method["certificate"]))
             console.print(_norms(method["norms"]))
+        if method["inverses"]:
+            console.print(_inverses(plan, method["inverses"]))
     console.print(Text(_CAPTION))
+    for name, reference in _references(result["methods"]).items():
+        console.print(Text(plain(f"{name}: {reference}.")))
 
 
 _CAPTION = (
@@ -55,42 +61,26 @@ def _sentences(plan, method):
         f"Paper: {name}; {'not met: ' + '; '.join(unmet) if unmet else 'all hypotheses met'}. "
         "Its constants C1 to C6 have no numbers."
     )
-    if inverses := method["inverses"]:
-        yield from _inverse_sentences(plan["eps"], inverses)
-
-
-def _inverse_sentences(eps, inverses):
-    sparsity, amounts = inverses["largest_sparsity"], inverses["largest_amounts"]
-    yield (
-        f"Gap at most {eps:g}: common sparsity up to {_down(sparsity['theorem'])} certified"
-        f"{_typical(sparsity['infinite_width'], _down)}."
-    )
-    removed = ", ".join(f"{name} {count}" for name, count in amounts["removed"].items())
-    yield f"Layer by layer, certified: {removed} weights ({_down(amounts['sparsity'])} of them)."
-    if widths := inverses["least_width"]:
-        found = widths["theorem"]
-        least = f"width {found}" if found else "no width up to 65536"
-        yield f"With this amount: {least} certified{_typical(widths['infinite_width'], str)}."
+    for name, (low, high) in method["thresholds"].items():
+        yield (
+            f"Threshold of {name}: between {number_down(low)} and {number_up(high)}, either end "
+            f"passed with probability {plan['delta']:g}."
+        )
 
 
 def _down(sparsity):
     return f"{number_down(100 * sparsity)} %"
 
 
-def _typical(value, words):
-    return "" if value is None else f", {words(value)} typical"
-
-
 def _events(certificate):
     table = _table("layer", "what is bounded", "δ", "bound", "by")
     for event in certificate["events"]:
-        spread = event["name"] == "deviations"
         table.add_row(
             event["layer"],
             event["what"],
             number(event["delta"]),
             number_up(event["value"]),
-            "spread" if spread else event["name"],
+            _SPREAD if event["name"] == "deviations" else event["name"],
         )
     return table
 
@@ -110,8 +100,44 @@ def _norms(rows):
     return table
 
 
+def _inverses(plan, inverses):
+    """Each row's two answers side by side."""
+    table = _table(f"for gap ≤ {plan['eps']:g}", "certified", "typical")
+
+    def row(name, answers, words):
+        found = (answers["theorem"], answers["infinite_width"])
+        table.add_row(name, *("–" if answer is None else words(answer) for answer in found))
+
+    if width := inverses["least_width"]:
+        row(f"least d of {'-'.join(map(str, width['widths']))}, {plan['amount']}", width, str)
+    row("largest common sparsity", inverses["largest_sparsity"], _down)
+    amounts = inverses["largest_amounts"]
+    for name in plan["layers"]:
+        row(
+            f"layer by layer: weights of {name}",
+            amounts,
+            lambda x, name=name: str(x["removed"][name]),
+        )
+    row("layer by layer: sparsity of all", amounts, lambda answer: _down(answer["sparsity"]))
+    return table
+
+
+def _references(methods):
+    """Of every theorem used, by its name without its order."""
+    found = {}
+    for method in methods:
+        rows = [answer for row in method["norms"] for answer in row["bounds"]]
+        for answer in method["certificate"]["events"] + rows:
+            found[_theorem(answer["name"])] = answer["reference"]
+    return found
+
+
+def _theorem(name):
+    return _SPREAD if name == "deviations" else name.split(", p = ")[0]
+
+
 def _table(*names):
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for name in names:
-        table.add_column(name, justify="right" if name in ("δ", "bound", "mean") else "left")
+        table.add_column(name, justify="right" if name in _NUMBERS else "left")
     return table

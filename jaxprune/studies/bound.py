@@ -1,13 +1,14 @@
 """What theory says of one network, without sampling: certificates, their parts, their inverses."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxprune import bounds, validation
-from jaxprune.bounds import inverse, paper
+from jaxprune.activations import Activation
+from jaxprune.bounds import paper
 from jaxprune.laws import Law
 from jaxprune.networks import Conv, Network, dense, select_layers
-from jaxprune.pruning import Amount, Pruning
+from jaxprune.pruning import Amount, Pruning, magnitude
 from jaxprune.studies.result import environment, plain, sha256
 
 
@@ -35,13 +36,19 @@ def bound(
     Returns:
       `{"plan": ..., "environment": ..., "methods": [...]}`, plain data that is strict JSON. Of
       each method: `certificate`, `norms` (of each layer, every theorem's answer, least first),
+      `thresholds` (of magnitude pruning, what the threshold of each layer passes on either side
+      with probability delta),
       `infinite_width` (null for convolutions), `paper` (which theorem of the paper speaks of it,
-      and its hypotheses) and `inverses` (null without eps; `least_width` is null for convolutions,
-      its entries where no width up to 65536 does).
+      and its hypotheses) and `inverses` (null without eps). These are `largest_sparsity` and
+      `largest_amounts`, by `theorem` and by `infinite_width` (null for convolutions), and
+      `least_width`: which `widths` of the network are d, and the least d by either, null where
+      none up to 65536 will do; the whole entry is null for convolutions and without hidden layers.
 
     Raises:
       ValueError: an argument out of range; one line that names it.
     """
+    validation.instance("law", law, Law, "uniform(...) or normal(...)")
+    validation.instance("amount", amount, Amount, "Fraction, Sublinear or Count")
     if not methods:
         raise ValueError("pruning = []: at least one method is needed")
     delta = validation.real("delta", delta, 0.0, 1.0)
@@ -95,6 +102,7 @@ def _method(network, law, method, amount, layers, delta, eps) -> dict[str, Any]:
             ],
         },
         "norms": _norms(network, law, method, amount, layers, delta),
+        "thresholds": _thresholds(network, law, method, amount, layers, delta),
         "infinite_width": limit,
         "paper": {
             "theorem": theorem,
@@ -129,47 +137,72 @@ def _norms(network, law, method, amount, layers, delta) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def _thresholds(network, law, method, amount, layers, delta) -> dict[str, list[float]]:
+    chosen = select_layers(network, layers)
+    if method != magnitude:
+        return {}
+    return {
+        name: [
+            bounds.magnitude_threshold(layer, law, amount, delta=d) for d in (1.0 - delta, delta)
+        ]
+        for name, layer, size, c in zip(
+            network.names, network.layers, network.weight_counts, chosen, strict=True
+        )
+        if c and 0 < amount.count(size) < size
+    }
+
+
 def _inverses(network, law, method, amount, layers, delta, eps) -> dict[str, Any]:
     """By theorem and by infinite width; simulation's are those of `frontier` and `threshold`."""
-    arguments = (network, law, method)
-    sparsity = inverse.largest_sparsity(*arguments, eps=eps, delta=delta, layers=layers)
-    amounts = inverse.largest_amounts(*arguments, eps=eps, delta=delta, layers=layers)
-    found = {
-        "largest_sparsity": {"theorem": sparsity.sparsity, "infinite_width": None},
-        "largest_amounts": {
-            "removed": {name: count.k for name, count in amounts.amounts.items()},
-            "sparsity": amounts.sparsity,
-            "eps": amounts.eps,
+    case = (network, law, method)
+    theorem = {"eps": eps, "delta": delta, "layers": layers}
+    typical = {"eps": eps, "layers": layers} if _is_dense(network) else None
+    width = _network_of_width(network) if typical else None
+    return {
+        "largest_sparsity": {
+            "theorem": bounds.largest_sparsity(*case, **theorem).sparsity,
+            "infinite_width": typical
+            and bounds.typical_largest_sparsity(*case, **typical).sparsity,
         },
-        "least_width": None,
+        "largest_amounts": {
+            "theorem": _amounts(bounds.largest_amounts(*case, **theorem)),
+            "infinite_width": typical
+            and _amounts(bounds.typical_largest_amounts(*case, **typical)),
+        },
+        "least_width": width
+        and {
+            "widths": width.widths,
+            "theorem": _width(bounds.least_width(width, law, method, amount, **theorem)),
+            "infinite_width": _width(
+                bounds.typical_least_width(width, law, method, amount, **typical)
+            ),
+        },
     }
-    if not _is_dense(network):
-        return found
-    typical = inverse.typical_largest_sparsity(*arguments, eps=eps, layers=layers)
-    found["largest_sparsity"]["infinite_width"] = typical.sparsity
-    widths = {}
-    of_width = _hidden_widths(network)
-    if of_width is not None:
-        by = {
-            "theorem": lambda: inverse.least_width(
-                of_width, law, method, amount, eps=eps, delta=delta, layers=layers
-            ),
-            "infinite_width": lambda: inverse.typical_least_width(
-                of_width, law, method, amount, eps=eps, layers=layers
-            ),
-        }
-        for name, search in by.items():
-            answer = search()
-            widths[name] = None if answer is None else answer.width
-        found["least_width"] = widths
-    return found
 
 
-def _hidden_widths(network) -> Callable[[int], Network] | None:
-    """The network with all hidden widths d; with all widths d if they are equal now."""
+def _amounts(found: bounds.LargestAmounts) -> dict[str, Any]:
+    removed = {name: count.k for name, count in found.amounts.items()}
+    return {"removed": removed, "sparsity": found.sparsity, "eps": found.eps}
+
+
+def _width(found: bounds.LeastWidth | None) -> int | None:
+    return found and found.width
+
+
+class _NetworkOfWidth(NamedTuple):
+    """A dense network with d for some of its widths."""
+
+    widths: tuple[int | str, ...]
+    activation: Activation
+
+    def __call__(self, d: int) -> Network:
+        return dense([d if width == "d" else width for width in self.widths], self.activation)
+
+
+def _network_of_width(network) -> _NetworkOfWidth | None:
+    """d for every hidden width, and for input and output too where all widths are equal."""
     first, *hidden, last = network.widths
     if not hidden:
         return None
-    if len({first, *hidden, last}) == 1:
-        return lambda d: dense([d] * len(network.widths), network.activation)
-    return lambda d: dense([first, *[d] * len(hidden), last], network.activation)
+    ends = ("d", "d") if len(set(network.widths)) == 1 else (first, last)
+    return _NetworkOfWidth((ends[0], *"d" * len(hidden), ends[1]), network.activation)
