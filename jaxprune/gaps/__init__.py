@@ -8,9 +8,10 @@ from jaxprune.gaps.account import (
     worst_input,
     worst_row,
 )
-from jaxprune.gaps.ascent import ascend, lengths
+from jaxprune.gaps.ascent import ascend
 from jaxprune.gaps.difference import Removed, difference, removed_part
 from jaxprune.gaps.intervals import interval_bounds
+from jaxprune.gaps.lengths import lengths
 from jaxprune.gaps.linf import LinfBall, measure_linf_ball
 from jaxprune.gaps.multipliers import multiplier_bound, shared_torus
 from jaxprune.gaps.norms import frequencies, norm_bound

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import validation
-from jaxprune.gaps.ascent import largest, lengths
-from jaxprune.gaps.climb import climb, scaled
+from jaxprune.gaps.climb import climb, scaled, stateless
 from jaxprune.gaps.difference import Removed, difference
 from jaxprune.gaps.intervals import interval_bounds
+from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.gaps.rows import Measurement, measured
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Key, Params
@@ -89,7 +89,7 @@ def measure_linf_ball(
         # points the norm does not fall, as it is convex. A feature without effect stays.
         return jnp.where(g == 0, x, radius * jnp.sign(g))
 
-    values, _ = climb(at, length, direction, to_vertex, x[starts], domain.steps)
+    values, _ = climb(at, length, direction, stateless(to_vertex), x[starts], domain.steps)
     upper = getattr(interval_bounds(network, params, removed, domain.radius), domain.output)
     outputs = jax.vmap(lambda x: network(params, x))(x)
     return measured(Gap(largest(values), upper), differences, outputs, length)

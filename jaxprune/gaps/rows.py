@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.gaps.ascent import largest, lengths
 from jaxprune.gaps.difference import Removed, difference
+from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Params
 
