@@ -151,6 +151,9 @@ def normal(gain: float = 1.0, scaling: str = "max") -> Law:
     return Law(NORMAL, scaling, gain)
 
 
+LAWS = {"uniform": uniform, "normal": normal}
+
+
 def sample(family: Family, scale: jax.Array, bits: jax.Array) -> jax.Array:
     """Weights from raw random bits: one bit is the sign, 31 bits the magnitude.
 

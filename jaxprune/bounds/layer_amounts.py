@@ -48,9 +48,10 @@ def largest_amounts(
     pruned; the shares that remove the most weights (of 64 parts, by dynamic programming) are
     scaled until the certificate of all layers together is eps. Alone-certificates ignore how the
     layers interact, so this is not the optimum of the certificate. What does hold: the result is
-    certified, it removes at least as many weights as `largest_sparsity`, and no single layer can
-    lose one weight more. For random pruning, whose bound grows like the root of a layer's
-    sparsity, nearly all of eps often goes to one layer: that is the optimum, not an accident.
+    certified, it removes at least as many weights as `largest_sparsity` (expected numbers rounded
+    down), and no single layer can lose one weight more. For random pruning, whose bound grows like
+    the root of a layer's sparsity, nearly all of eps often goes to one layer: that is the optimum,
+    not an accident.
 
     Args:
       network: dense and convolution layers.
@@ -95,13 +96,10 @@ def _largest_amounts(network, layers, gap_of, eps, common):
     def gap(removed: Mapping[int, int]) -> float:
         return gap_of(network, tuple(removed.get(i, 0) for i in range(len(sizes))))
 
-    alone = {i: _alone(lambda k, i=i: gap({i: k}), sizes[i]) for i in chosen}
-
-    def shared(part: int) -> dict[int, int]:
-        return _best_shares(alone, part / _SHARES * eps) if part else dict.fromkeys(chosen, 0)
-
-    part = largest(lambda j: gap(shared(j)), 0, 4 * _SHARES, eps)
-    starts = [shared(part), {i: int(common[network.names[i]]) for i in chosen}]
+    # Whole numbers of expected counts are not those that were certified: check.
+    starts = [dict.fromkeys(chosen, 0), {i: int(common[network.names[i]]) for i in chosen}]
+    if len(chosen) > 1:
+        starts.append(_shared(gap, {i: sizes[i] for i in chosen}, eps))
     removed = max((s for s in starts if gap(s) <= eps), key=lambda s: sum(s.values()))
     while True:
         before = dict(removed)
@@ -117,6 +115,16 @@ def _largest_amounts(network, layers, gap_of, eps, common):
         sum(removed.values()) / sum(sizes[i] for i in chosen),
         gap(removed),
     )
+
+
+def _shared(gap, sizes, eps):
+    """Counts of most weights by shares of eps, the shares scaled until all together give eps."""
+    alone = {i: _alone(lambda k, i=i: gap({i: k}), size) for i, size in sizes.items()}
+
+    def shared(part: int) -> dict[int, int]:
+        return _best_shares(alone, part / _SHARES * eps) if part else dict.fromkeys(sizes, 0)
+
+    return shared(largest(lambda j: gap(shared(j)), 0, 4 * _SHARES, eps))
 
 
 def _alone(gap, size):

@@ -9,7 +9,6 @@ from jaxprune.report import bound as words
 from jaxprune.report.page import write_json
 from jaxprune.studies.bound import bound
 
-_LAWS = {"uniform": laws.uniform, "normal": laws.normal}
 _AMOUNTS = {"alpha": pruning.Sublinear, "sparsity": pruning.Fraction, "count": pruning.Count}
 
 
@@ -55,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.json:
             common.check_new("json", args.json)
-        name = validation.choice("law", args.law, _LAWS)
+        name = validation.choice("law", args.law, laws.LAWS)
         methods = [validation.choice("pruning", m, pruning.METHODS) for m in args.pruning]
         result = bound(
             _network(args),
-            _LAWS[name](args.gain, args.scaling),
+            laws.LAWS[name](args.gain, args.scaling),
             [pruning.METHODS[m] for m in dict.fromkeys(methods)],
             _amount(args),
             layers=args.layers[0] if len(args.layers) == 1 else tuple(args.layers),

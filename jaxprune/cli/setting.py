@@ -5,8 +5,6 @@ from typing import Any
 
 from jaxprune import activations, laws, networks, pruning, validation
 
-_LAWS = {"uniform": laws.uniform, "normal": laws.normal}
-
 
 def add_setting(command: argparse.ArgumentParser, *, widths: str, trials: int) -> None:
     """Adds them; the defaults of `widths` and `trials` are the command's own."""
@@ -40,7 +38,7 @@ def read_setting(args: argparse.Namespace) -> dict[str, Any]:
     """
     depth = validation.integer("depth", args.depth, 1, 1000)
     name = validation.choice("activation", args.activation, activations.ACTIVATIONS)
-    law = _LAWS[validation.choice("law", args.law, _LAWS)]
+    law = laws.LAWS[validation.choice("law", args.law, laws.LAWS)]
     method = validation.choice("pruning", args.pruning, pruning.METHODS)
 
     def network_of_width(d):
