@@ -26,8 +26,8 @@ class UnitBall:
     """
 
     samples: int = 64
-    starts: int = 16
-    steps: int = 20
+    starts: int = 8
+    steps: int = 40
 
     def __post_init__(self):
         validation.integer("samples", self.samples, 1, 2**20)

@@ -58,8 +58,8 @@ EXPERIMENT_KEYS = {
     "radius": f"{LINF_BALL}: of each feature (1)",
     "output": f"{LINF_BALL}: norm of the outputs, linf, l1 or l2 (linf)",
     "samples": "balls: random inputs a trial (64)",
-    "starts": "balls: the best inputs, which start an ascent (unit ball 16, linf ball 8)",
-    "steps": "balls: steps of the ascent at most (unit ball 20, linf ball 10)",
+    "starts": "balls: the best inputs, which start an ascent (8)",
+    "steps": "balls: steps of the ascent at most (unit ball 40, linf ball 10)",
     "trials": "independent pairs; with data, that many trained networks (the plan's)",
     "eps": f'numbers, or "{THEOREM}" for the certified one; one or a list',
 }
