@@ -35,9 +35,9 @@ def ascend(
     vectors of the two networks' difference without their activations, either sign; these are the
     directions that the kept weights serve worst. From each a projected gradient ascent follows,
     with momentum and falling steps. At width 256 it finds gaps 16 % (3 layers) and 37 % (5) larger
-    than the generalised power iteration `x <- g / |g|`, which jumps over suprema where a neuron turns,
-    and it goes inside the ball, where activations that are not positively homogeneous may have
-    their supremum.
+    than the generalised power iteration `x <- g / |g|`, which jumps over suprema where a neuron
+    turns; and it goes inside the ball, where activations that are not positively homogeneous may
+    have their supremum.
 
     Args:
       network: the network.
