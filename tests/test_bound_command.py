@@ -97,6 +97,9 @@ def test_convolutions(tmp_path):
         (["--eps", "-1"], "eps = -1.0"),
         (["--layers", "dense9"], "layers = 'dense9'"),
         (["--activation", "gelu"], "activation = 'gelu'"),
+        (["--gain", "1e200"], "gain = 1e+200"),
+        (["--gain", "1e100", "--eps", "1"], "gain = 1e+100"),
+        (["--gain", "1e-200"], "gain = 1e-200"),
     ],
 )
 def test_bad_input_is_one_line(arguments, named, tmp_path, capsys):
@@ -105,6 +108,17 @@ def test_bad_input_is_one_line(arguments, named, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert not out and err.startswith(f"jaxprune: {named}") and err.count("\n") == 1
     assert not path.exists()
+
+
+def test_nothing_and_everything_removed(capsys):
+    """No threshold, no correlation, no least width: dashes, not failures."""
+    for sparsity in ("0", "1"):
+        arguments = ["--widths", *"8888", "--sparsity", sparsity, "--pruning", "magnitude"]
+        assert main(["bound", *arguments, "--eps", "50"]) == 0
+        out = capsys.readouterr().out
+        assert "Threshold" not in out and "largest common sparsity" in out
+        assert ("P(gap ≤ 0)" in out) == (sparsity == "0") == ("least d" not in out)
+        assert ("outputs none" in out) == (sparsity == "1")
 
 
 @pytest.mark.parametrize("columns", [80, 120])

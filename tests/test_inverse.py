@@ -78,7 +78,9 @@ def test_least_width_that_there_is_not():
     arguments = (square, LAW, pruning.random, pruning.Sublinear(0.25))
     assert least_width(*arguments, eps=1e-3, delta=DELTA, widths=(2, 16)) is None
     with pytest.raises(ValueError, match=r"^amount = .*removes nothing"):
-        least_width(square, LAW, pruning.random, pruning.Fraction(0.0), eps=1.0, widths=(2, 8))
+        least_width(square, LAW, pruning.random, pruning.Fraction(0.0), eps=1.0)
+    with pytest.raises(ValueError, match=r"^count = 500: "):
+        least_width(square, LAW, pruning.random, pruning.Count(500), eps=1.0, widths=(2, 8))
     for change in ({"eps": 0.0}, {"delta": 0.0}, {"widths": (9, 3)}):
         with pytest.raises(ValueError, match=f"^{next(iter(change))} = "):
             least_width(*arguments, **{"eps": 1.0} | change)

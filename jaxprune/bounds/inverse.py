@@ -221,11 +221,10 @@ def _least_width(network_of_width, pruning, amount, layers, widths, gap, eps):
         fails = d
     values = [at(d) for d in probed]
     if all(map(math.isnan, values)):
-        raise (
-            refusals[-1]
-            if refusals
-            else ValueError(f"amount = {amount}: removes nothing at widths {low} to {high}")
-        )
+        # A width that is not refused removes nothing.
+        empty = len(refusals) < len(values)
+        nothing = ValueError(f"amount = {amount}: removes nothing at widths {low} to {high}")
+        raise nothing if empty else refusals[-1]
     if holds is None:
         return None
     if fails is not None:

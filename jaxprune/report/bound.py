@@ -51,9 +51,10 @@ def _sentences(plan, method):
         f"{ROUTES[certificate['route']]}."
     )
     if limit:
+        correlation = limit["correlation"]
         yield (
             f"Typical gap at one input {number(limit['typical_gap'])}, correlation of target and "
-            f"pruned outputs {limit['correlation']:.4f}."
+            f"pruned outputs {'none' if correlation is None else f'{correlation:.4f}'}."
         )
     unmet = [h["name"] for h in paper["hypotheses"] if not h["met"]]
     name = paper["theorem"] or "no theorem of the paper speaks of this case"

@@ -1,11 +1,15 @@
 """What theory says of one network, without sampling: certificates, their parts, their inverses."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxprune import bounds, validation
 from jaxprune.activations import Activation
 from jaxprune.bounds import paper
+from jaxprune.bounds.counts import removed_counts
 from jaxprune.laws import Law
 from jaxprune.networks import Conv, Network, dense, select_layers
 from jaxprune.pruning import Amount, Pruning, magnitude
@@ -42,7 +46,8 @@ def bound(
       and its hypotheses) and `inverses` (null without eps). These are `largest_sparsity` and
       `largest_amounts`, by `theorem` and by `infinite_width` (null for convolutions), and
       `least_width`: which `widths` of the network are d, and the least d by either, null where
-      none up to 65536 will do; the whole entry is null for convolutions and without hidden layers.
+      none up to 65536 will do; the whole entry is null for convolutions, without hidden layers,
+      and where nothing is removed.
 
     Raises:
       ValueError: an argument out of range; one line that names it.
@@ -53,7 +58,7 @@ def bound(
         raise ValueError("pruning = []: at least one method is needed")
     delta = validation.real("delta", delta, 0.0, 1.0)
     if eps is not None:
-        eps = validation.real("eps", eps, 0.0, float("inf"))
+        eps = validation.real("eps", eps, 0.0, math.inf)
     chosen = select_layers(network, layers)
     source = {
         "network": str(network),
@@ -65,7 +70,15 @@ def bound(
         "delta": delta,
         "eps": eps,
     }
-    found = [_method(network, law, method, amount, layers, delta, eps) for method in methods]
+    try:
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            found = [
+                _method(network, law, method, amount, layers, delta, eps) for method in methods
+            ]
+    except ArithmeticError:
+        raise ValueError(
+            f"gain = {law.gain}, {len(network.layers)} layers: the gap is beyond float64"
+        ) from None
     about = environment(0)
     del about["seed"], about["stream_version"], about["guard_band"]  # nothing is sampled
     return plain({"plan": {"hash": sha256(plain(source)), **source}, "environment": about,
@@ -83,6 +96,9 @@ def _method(network, law, method, amount, layers, delta, eps) -> dict[str, Any]:
             "correlation": moments.correlation,
             "kept_energy": moments.kept_energy,
         }
+    gaps = [certificate.eps, *([limit["typical_gap"]] if limit else [])]
+    if not all(map(math.isfinite, gaps)) or (certificate.events and certificate.eps == 0.0):
+        raise OverflowError
     theorem, hypotheses = paper.paper_hypotheses(network, law, method, amount, layers=layers)
     return {
         "pruning": method.name,
@@ -157,7 +173,8 @@ def _inverses(network, law, method, amount, layers, delta, eps) -> dict[str, Any
     case = (network, law, method)
     theorem = {"eps": eps, "delta": delta, "layers": layers}
     typical = {"eps": eps, "layers": layers} if _is_dense(network) else None
-    width = _network_of_width(network) if typical else None
+    removes = any(removed_counts(network, method, amount, layers))
+    width = _network_of_width(network) if typical and removes else None
     return {
         "largest_sparsity": {
             "theorem": bounds.largest_sparsity(*case, **theorem).sparsity,
