@@ -306,7 +306,7 @@ def test_float64_twin_fed_the_same_bits(method, q):
             x[i].astype(np.float64),
         )
         assert result.sampled[i] == pytest.approx(sampled, rel=GUARD / 10)
-        assert product * (1 - 1e-6) <= result.upper[i] <= product * 1.01
+        assert sampled * (1 - 1e-6) <= result.upper[i] <= product * 1.01
         assert result.sampled[i] <= result.lower[i] <= result.upper[i]
 
 

@@ -11,7 +11,7 @@ from jaxprune.gaps.lengths import lengths
 Norm = Callable[[jax.Array], jax.Array]
 
 PATIENCE = 4
-GROWTH = 1e-3
+GROWTH = 1e-5
 """The climb ends when the best input of all has not gained this share in `PATIENCE` steps."""
 
 
