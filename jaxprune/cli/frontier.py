@@ -24,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command.add_argument(
         "--resolution", type=float, default=0.05, help="relative step of sparsities (0.05)"
     )
-    add_setting(command, widths="16 32 64 128", trials=500)
+    add_setting(command, widths="16 32 64 128", trials=400)
     common.add_outputs(command, "frontier")
     return command
 

@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         default=DELTAS,
         help=f"at the middle eps ({' '.join(f'{d:g}' for d in DELTAS)})",
     )
-    add_setting(command, widths=f"13 from {WIDTHS[0]} to {WIDTHS[-1]}", trials=1000)
+    add_setting(command, widths=f"13 from {WIDTHS[0]} to {WIDTHS[-1]}", trials=600)
     common.add_outputs(command, "threshold")
     return command
 

@@ -3,7 +3,7 @@
 At every width sparsities stand on a grid that is fixed before sampling. Two bisections look for
 the largest sparsity at which the claim holds and the least at which it is violated; between the
 two the trials leave it open. All probes of a width share their trials, so a bisection's choice
-of the next probe depends on the trials that judge it. That costs nothing: the level is split over
+of the next probe depends on the trials that judge it. That is allowed for: the level is split over
 every cell of all grids, probed or not (see `statistics.ends`), so that with the stated confidence
 every verdict is right. The bisections alone assume that the gap grows with sparsity: where it does
 not, each verdict stands, but a sparsity outside the bracket that was not probed may differ.
@@ -113,7 +113,7 @@ def frontier(
     eps: float = 0.5,
     delta: float = 0.05,
     layers: str | Sequence[str] | Callable[[str], bool] = "middle",
-    trials: int = 500,
+    trials: int = 400,
     confidence: float = 0.95,
     resolution: float = 0.05,
     domain: UnitBall | None = None,

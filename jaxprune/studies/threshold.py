@@ -87,7 +87,7 @@ def threshold(
     delta: float = 0.05,
     deltas: Sequence[float] = DELTAS,
     layers: Layers = "middle",
-    trials: int = 1000,
+    trials: int = 600,
     confidence: float = 0.95,
     domain: UnitBall | None = None,
     seed: int = 0,
