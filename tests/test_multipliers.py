@@ -1,6 +1,8 @@
 """The upper bound of a pair against brute force, linear networks, and a NumPy re-implementation."""
 
 import itertools
+import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from test_gaps import matrix, norm_bound, pair
 
 from jaxprune import activations, gaps, networks, pruning
+from jaxprune.gaps import multipliers, norms, tuning
 from jaxprune.gaps.multipliers import shared_torus
 from jaxprune.gaps.tuning import MARGIN, MARGINS
 from jaxprune.networks import Conv, Dense, Network
@@ -234,6 +237,137 @@ def test_shared_torus_holds_the_network():
             np.testing.assert_allclose(
                 total[:, rows[:, None], columns], expected, rtol=1e-3, atol=1e-4
             )
+
+
+def worst_of_pairs(network, trials, seed):
+    """Upper bounds of random pairs, and the largest float64 distance that ascent finds in each.
+
+    Pairs are pruned at random or by magnitude in turn, each layer by 2 %, 10 % or 50 %. Slopes of
+    the activation are c and 1; the iteration is the generalised power iteration, in NumPy.
+    """
+    rng = np.random.default_rng(seed)
+    params, removed, full, kept = [], [], [], []
+    for layer in network.layers:
+        w = rng.uniform(-1, 1, (trials, math.prod(layer.weight_shape))).astype(np.float32)
+        by_size = np.arange(trials)[:, None] % 2 == 1
+        rank = np.where(by_size, np.abs(w), rng.random(w.shape)).argsort(axis=1).argsort(axis=1)
+        count = np.ceil(rng.choice([0.02, 0.1, 0.5], (trials, 1)) * w.shape[1])
+        p = np.where(rank < count, w, np.float32(0))
+        # A layer is linear in its weights: the matrix of each weight does for all pairs.
+        units = np.eye(w.shape[1], dtype=np.float32).reshape(-1, *layer.weight_shape)
+        units = np.stack([matrix(layer, unit) for unit in units])
+        for ws, weights in ((full, w), (kept, w - p)):
+            ws.append(np.tensordot(weights.astype(np.float64), units, 1))
+        for arrays, array in ((params, w), (removed, p)):
+            arrays.append(array.reshape(trials, *layer.weight_shape))
+    bounds = jax.jit(jax.vmap(lambda w, p: gaps.multiplier_bound(network, w, p)))
+    upper = np.concatenate([
+        bounds(tuple(w[i : i + 500] for w in params), tuple(p[i : i + 500] for p in removed))
+        for i in range(0, trials, 500)
+    ]).astype(np.float64)  # fmt: skip
+    c = network.activation.least_slope
+
+    def run(ws, x):
+        slopes = []
+        for w in ws[:-1]:
+            y = w @ x
+            slopes.append(np.where(y > 0, 1.0, c))
+            x = slopes[-1] * y
+        return ws[-1] @ x, slopes
+
+    def pull(ws, slopes, d):
+        g = ws[-1].swapaxes(1, 2) @ d
+        for w, slope in zip(ws[-2::-1], slopes[::-1], strict=True):
+            g = w.swapaxes(1, 2) @ (slope * g)
+        return g
+
+    x = rng.normal(size=(trials, full[0].shape[2], 8))
+    largest = np.zeros(trials)
+    for _ in range(15):
+        x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
+        (a, slopes), (b, others) = run(full, x), run(kept, x)
+        largest = np.maximum(largest, np.linalg.norm(a - b, axis=1).max(axis=1))
+        x = pull(full, slopes, a - b) - pull(kept, others, a - b)
+    return upper, largest
+
+
+PAIRS = {
+    "dense": networks.dense((6, 7, 6, 5)),
+    "dense, leaky": networks.dense((5, 8, 3, 8, 4), activations.leaky_relu(0.3)),
+    "valid, strides": networks.convolutional(
+        (1, 2, 2), 7, padding="VALID", strides=(2, 1), activation=activations.leaky_relu(0.5)
+    ),
+    "same": networks.convolutional((1, 2, 1), 4, activation=activations.identity),
+    "circular, read-out": networks.convolutional((1, 2), 3, padding="CIRCULAR", outputs=3),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_no_distance_exceeds_its_bound(name):
+    """500 pairs each; `pytest -m slow -k exceeds` takes 10^5."""
+    upper, largest = worst_of_pairs(PAIRS[name], 500, seed=1)
+    assert (largest > 0).all() and (largest <= upper * (1 + 1e-12)).all()
+    assert np.median(upper / largest) < 4
+
+
+def positive_definite(rows):
+    """Whether a symmetric matrix of fractions is: all pivots of an exact elimination positive."""
+    rows = [list(row) for row in rows]
+    for k, row in enumerate(rows):
+        if row[k] <= 0:
+            return False
+        for below in rows[k + 1 :]:
+            factor = below[k] / row[k]
+            below[k:] = [b - factor * a for a, b in zip(row[k:], below[k:], strict=True)]
+    return True
+
+
+def fractions(a):
+    """A complex matrix as the real one of twice the size, exactly."""
+    if np.iscomplexobj(a):
+        a = np.block([[a.real, -a.imag], [a.imag, a.real]])
+    return np.vectorize(Fraction, otypes=[object])(a)
+
+
+@pytest.mark.parametrize("dtype", [float, complex])
+@pytest.mark.parametrize("c", [0.0, 0.3])
+def test_each_step_in_exact_arithmetic(dtype, c):
+    """`[[T - Q, B], [B^*, Q' + c M^* T M]]`, `B = (1 + c)/2 T M`, is positive definite for the
+    floats Q, M, U (T = U^2) and Q' as they stand: by Schur's complement, what the step claims."""
+    rng = np.random.default_rng(7)
+    n, m = 6, 4
+
+    def draw(*shape):
+        x = rng.normal(size=shape)
+        return x + 1j * rng.normal(size=shape) if dtype is complex else x
+
+    with jax.enable_x64(True):
+        bound = jax.jit(norms.eigenvalue_bound)
+        step = jax.jit(
+            lambda q, m, u: multipliers._through_activation(
+                q, tuning.Stage(m, jnp.zeros(()), 2, c), u
+            )
+        )
+        for size in (1.0, 1e-20, 1e12):
+            root, w = draw(n, n), draw(n, m)
+            form = size * (root.conj().T @ root)
+            form = (form + form.conj().T) / 2
+            units = np.sqrt(1.3 * np.linalg.eigvalsh(form)[-1] * rng.uniform(1, 2, n))
+            new = np.asarray(step(form[None], w[None], units))[0]
+            assert (new == new.conj().T).all()
+            t = fractions(np.diag(units).astype(dtype)) ** 2
+            form, w, half = fractions(form), fractions(w), (1 + Fraction(c)) / 2
+            linear = Fraction(c) * (w.T @ t @ w)
+
+            def holds(new, form=form, t=t, side=half * (t @ w), linear=linear):
+                rest = fractions(new) + linear
+                return positive_definite(np.block([[t - form, side], [side.T, rest]]))
+
+            assert holds(new)
+            # With the same multipliers the least of all bounds is hardly smaller.
+            assert not holds(new - 1e-6 * np.linalg.norm(new, 2) * np.eye(m))
+            top = Fraction(float(bound(new[None]))) * fractions(np.eye(m, dtype=dtype))
+            assert positive_definite(top - fractions(new))
 
 
 @pytest.mark.parametrize("gain", [1e-30, 1e-12, 1e12, 1e18])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from test_gaps import difference64
+from test_multipliers import PAIRS, worst_of_pairs
 
 from jaxprune import activations, engine, gaps, laws, networks, pruning
 from jaxprune.engine import GUARD
@@ -58,6 +59,14 @@ def test_a_million_trials_of_a_known_law(method, p):
     # Between: the true gap may lie on either side.
     assert stats.binom.sf(close + between, trials, exact) > 5e-7
     assert stats.binom.cdf(close - 1, trials, exact) > 5e-7
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_no_float64_distance_exceeds_its_bound(name):
+    """20,000 pairs of each of five small networks: 10^5, none above its bound."""
+    for seed in range(10):
+        upper, largest = worst_of_pairs(PAIRS[name], 2000, seed)
+        assert (largest > 0).all() and (largest <= upper * (1 + 1e-12)).all()
 
 
 def test_no_bracket_of_a_hundred_thousand_is_broken():

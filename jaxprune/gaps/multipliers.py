@@ -143,7 +143,10 @@ def _through_stages(form, stages):
         if stage.slope == 1.0:
             form = _through_identity(form, stage)
         else:
-            form = _through_activation(form, stage, multipliers * level(form))
+            t = multipliers * level(form)
+            top = largest(in_units(form, jnp.sqrt(t)))
+            units = jnp.sqrt(t * jnp.maximum(1.0, (1.0 + MARGIN) * top))
+            form = _through_activation(form, stage, units)
     return form
 
 
@@ -159,17 +162,15 @@ def _through_identity(form, stage):
     return _plus(_hermitian(product), slack * norms.frobenius(form))
 
 
-def _through_activation(form, stage, multipliers):
+def _through_activation(form, stage, units):
     """From `s^* Q s` to a form of the state before: `y = M s_before`, s the activation of y.
 
-    With multipliers T, in units in which T = 1,
+    With multipliers T = U^2, in units U, in which T = 1,
 
         s^* Q s <= max_s { s^* Q s + (s - c y)^* (y - s) }
                  = ((1 + c)/2)^2 y^* (1 - Q)^(-1) y - c y^* y.
     """
     c, n = stage.slope, form.shape[-1]
-    top = largest(in_units(form, jnp.sqrt(multipliers)))
-    units = jnp.sqrt(multipliers * jnp.maximum(1.0, (1.0 + MARGIN) * top))
     matrix = units[None, :, None] * stage.matrix
     form = in_units(form, units)
     error = jnp.max(units) * stage.error
