@@ -121,6 +121,13 @@ def test_nothing_and_everything_removed(capsys):
         assert ("outputs none" in out) == (sparsity == "1")
 
 
+def test_a_delta_that_one_minus_it_loses(capsys):
+    arguments = ["--widths", *"8888", "--pruning", "magnitude", "--delta", "1e-300"]
+    assert main(["bound", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "≥ 1 − 1e-300" in out and "between 0 and" in out
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_every_number_fits_the_terminal(columns):
     result = bound(networks.dense((512,) * 4), LAW, [pruning.magnitude], AMOUNT, delta=0.01)

@@ -47,7 +47,7 @@ _CAPTION = (
 def _sentences(plan, method):
     certificate, limit, paper = method["certificate"], method["infinite_width"], method["paper"]
     yield (
-        f"P(gap ≤ {number_up(certificate['eps'])}) ≥ {1 - plan['delta']:.12g}, certified by "
+        f"P(gap ≤ {number_up(certificate['eps'])}) ≥ 1 − {plan['delta']:g}, certified by "
         f"{ROUTES[certificate['route']]}."
     )
     if limit:

@@ -157,15 +157,16 @@ def _thresholds(network, law, method, amount, layers, delta) -> dict[str, list[f
     chosen = select_layers(network, layers)
     if method != magnitude:
         return {}
-    return {
-        name: [
-            bounds.magnitude_threshold(layer, law, amount, delta=d) for d in (1.0 - delta, delta)
-        ]
-        for name, layer, size, c in zip(
-            network.names, network.layers, network.weight_counts, chosen, strict=True
-        )
-        if c and 0 < amount.count(size) < size
-    }
+    found = {}
+    for name, layer, size, c in zip(
+        network.names, network.layers, network.weight_counts, chosen, strict=True
+    ):
+        if c and 0 < amount.count(size) < size:
+            low, high = 0.0, bounds.magnitude_threshold(layer, law, amount, delta=delta)
+            if 1.0 - delta < 1.0:
+                low = bounds.magnitude_threshold(layer, law, amount, delta=1.0 - delta)
+            found[name] = [low, high]
+    return found
 
 
 def _inverses(network, law, method, amount, layers, delta, eps) -> dict[str, Any]:
