@@ -126,6 +126,20 @@ def test_bisection_finds_every_boundary_with_few_probes():
                 assert bracket.open_because == "bracket"
 
 
+def test_the_middle_is_probed_where_both_ends_lack_trials():
+    """Cells that no number of trials decides lie between cells that lack them."""
+    for between in range(1, 40):
+        for shown in range(between):
+            open_cells = [UNDECIDED] * between
+            low = (between - shown) // 2
+            open_cells[low : low + shown] = ["bracket"] * shown
+            truth = [HOLDS] * 20 + open_cells + [VIOLATED] * 30
+            bracket = bisect(lambda i, t=truth: Probe(NONE, ENDS[t[i]]), len(truth))
+            assert (bracket.holds, bracket.violated) == (19, 20 + between)
+            if shown != 1:  # a single cell may lie just beside the middle
+                assert bracket.open_because == ("bracket" if shown else "trials")
+
+
 def test_bisection_of_verdicts_in_any_order_says_only_what_it_saw():
     rng = np.random.default_rng(0)
     for _ in range(300):

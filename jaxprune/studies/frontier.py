@@ -87,12 +87,19 @@ def bisect(probe: Callable[[int], Probe], size: int) -> Bracket:
     least = min((i for i, p in probes.items() if p.ends.verdict == VIOLATED), default=size)
     inside = [i for i, p in probes.items() if i < least and p.ends.verdict != VIOLATED]
     _, violated = boundary(max(inside, default=-1), least, lambda v: v != VIOLATED)
+    inner = range(holds + 1, violated)
+    if inner and not any(i in inner and p.ends.reason == BRACKET for i, p in probes.items()):
+        # The bisections probe close to the ends, where trials are too few for any reason.
+        middle = (holds + violated) // 2
+        said = verdict(middle)
+        holds = middle if said == HOLDS else holds
+        violated = middle if said == VIOLATED else violated
     return Bracket(holds, violated, probes)
 
 
 def most_probes(size: int) -> int:
     """The largest number of cells that `bisect` looks at."""
-    return min(size, 2 * size.bit_length())
+    return min(size, 2 * size.bit_length() + 1)
 
 
 def removal_grid(weights: int, resolution: float) -> tuple[int, ...]:
