@@ -19,9 +19,31 @@ from 32 starts, at most 100 steps.
   multiplier  `jaxprune.gaps.multiplier_bound`: one multiplier a neuron
 
 All but the last are NumPy in float64 and prove nothing about rounding; they stand here because they
-lost. Times are of one pair on one BLAS thread, "multiplier" of one compiled call. Every bound of
-every pair is compared with the lower end, and the exit status is 1 if one is below it.
+lost. Times are of one pair on one BLAS thread, "multiplier" of one compiled call, of which XLA may
+run parts on other cores. Every bound of every pair is compared with the lower end, and the exit
+status is 1 if one is below it.
 
+Part of the default printout (10 minutes on 2 busy cores, AMD EPYC):
+
+  upper / lower, median
+  layers, pruning        norms  averaged  ECLipsE  pair, fast  pair, 1.4  multiplier
+  ──────────────────────────────────────────────────────────────────────────────────
+  64 x 5, random          45.8      24.6     21.8        10.2       7.63        6.35
+  256 x 2, random         1.93      1.58      1.5         1.5       1.41        1.37
+  256 x 2, magnitude      1.96       1.6     1.52        1.51       1.39        1.35
+  256 x 3, random         4.08       3.3     3.15        2.46       2.06        1.94
+  256 x 3, magnitude       4.5      3.68     3.49        2.73       2.29        2.13
+  256 x 5, random         45.9      25.5     21.9        10.8       7.76        7.12
+  256 x 5, magnitude      57.3      31.4     27.2          13       9.25         8.5
+  circular x 5, random    53.8      28.6     24.4        11.5       7.73         7.5
+  same x 5, random          53               24.9        11.8       8.25        7.97
+  valid x 5, random       69.6               32.6        16.2       11.7        10.7
+
+  milliseconds a pair, median
+  256 x 2, random         20.3      30.9     20.4        11.3       11.2        11.1
+  256 x 3, random         29.4      39.6     26.1        18.4       18.3        18.9
+  256 x 5, random          149       313      150        88.8       88.5         105
+  circular x 5, random     217       157     76.8        43.3       58.6        89.2
 """
 
 import argparse

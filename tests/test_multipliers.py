@@ -403,6 +403,19 @@ def test_a_part_that_is_hardly_there_is_bounded_all_the_same(key):
     assert 0 < float(multiplier_bound(network, params, removed)) < 1e-37
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-10, 1e-36])
+def test_small_removed_parts_keep_their_digits(size, key):
+    """Rounding is small against the gap, not against the outputs."""
+    network = networks.dense((5, 6, 5), activations.identity)
+    params, masks = pair(network, key)
+    tiny = jnp.float32(size)
+    params = tuple(jnp.where(m, w, tiny * w) for w, m in zip(params, masks, strict=True))
+    removed = gaps.removed_part(params, masks)
+    (a, b), (p, q) = ([np.asarray(w, np.float64) for w in ws] for ws in (params, removed))
+    exact = np.linalg.norm((b - q) @ p + q @ a, 2)
+    assert exact <= float(multiplier_bound(network, params, removed)) <= 1.01 * exact
+
+
 def test_bounds_of_norms_multiply_to_no_less(key):
     """Never above the telescoped product of norms by more than the norms' own slack."""
     network = networks.dense((30, 30, 30, 30))
