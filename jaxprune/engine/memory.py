@@ -48,16 +48,18 @@ def trial_bytes(design: Design, inputs: int) -> int:
 
 
 def _multiplier_floats(network: Network) -> int:
-    """Forms, factors and products of the upper bound: float64, states of h and e together."""
+    """Of the upper bound: float64 forms and factors of one layer at a time, states of h and e
+    together, and what the search for multipliers keeps of all layers."""
     torus, _ = shared_torus(network)
-    total = 0
+    most, kept = 0, 0
     for layer in network.layers:
         rows, columns = layer.weight_shape[:2]
-        copies = 2 * 6
+        floats = 4 * max(rows, min(columns, 4 * rows)) ** 2
         if isinstance(layer, Conv):
-            copies *= 2 * len(frequencies(torus or layer.torus))
-        total = max(total, copies * 4 * max(rows, min(columns, 4 * rows)) ** 2)
-    return total
+            floats *= 2 * len(frequencies(torus or layer.torus))
+        most = max(most, 12 * floats)
+        kept += 8 * floats if layer is not network.layers[-1] else 0
+    return most + kept
 
 
 def check(design: Design, inputs: int, device: jax.Device, targets: int = 0) -> None:
