@@ -134,6 +134,11 @@ class Network:
         return tuple(f"{layer.kind}{i}" for i, layer in enumerate(self.layers, start=1))
 
     @property
+    def is_dense(self) -> bool:
+        """Whether no layer is a convolution."""
+        return all(isinstance(layer, Dense) for layer in self.layers)
+
+    @property
     def weight_shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(layer.weight_shape for layer in self.layers)
 

@@ -175,7 +175,7 @@ def test_moments_of_row_sums_against_enumeration(family, density):
     """`E (Σ_i S_i²)^p`, all products of entries written out."""
     n, m = 2, 3
     moments = np.array([family.log_moment(k) for k in range(1, ORDERS[-1] + 1)])
-    tail = row_sum_tail(moments, density, Size(n, m, 1, 1), 1.0)
+    tail = row_sum_tail(moments, density, Size(n, m, 1, 1))
     for p in (1, 2, 3):
         exact = 0.0
         for rows in itertools.product(range(n), repeat=p):

@@ -5,6 +5,8 @@ Dense layers only. Proof: README.md, theorem 8.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,10 +20,10 @@ from jaxprune.bounds.ball_images import (
     LayerFacts,
 )
 from jaxprune.bounds.domination import gaussian_deviation, gaussian_lipschitz
-from jaxprune.bounds.norm_family import ORDERS, ZERO, NormBound
+from jaxprune.bounds.norm_family import ORDERS, ZERO, NormBound, Tail
 from jaxprune.bounds.proof import Certificate, Event, best_shares
 from jaxprune.bounds.row_sums import row_sum_tail
-from jaxprune.bounds.trace_moments import size_of, truncated_log_moments
+from jaxprune.bounds.trace_moments import log_moments, size_of, truncated_log_moments
 from jaxprune.laws import Law
 from jaxprune.networks import Network
 
@@ -47,7 +49,7 @@ def certify_by_images(
     Returns:
       The certificate; None for a convolution, or a law that is neither uniform nor normal.
     """
-    if any(layer.kind != "dense" for layer in network.layers):
+    if not network.is_dense:
         return None
     if law.family not in (laws.UNIFORM, laws.NORMAL):
         return None
@@ -119,6 +121,16 @@ def _number(x) -> float:
     return float(np.ravel(x)[0])
 
 
+@lru_cache(maxsize=1024)
+def _removed_entries(family, size, count, level) -> tuple[Tail, float]:
+    """Row sums of the removed part, at scale 1, and the deviation of one removed entry."""
+    moments = log_moments(family, ORDERS[-1])
+    if 0.0 < level < 1.0:
+        moments = truncated_log_moments(family, level, ORDERS[-1])[0]
+    tail = row_sum_tail(moments, count / size.weights, size) if count > 0 else ZERO
+    return tail, math.exp(0.5 * moments[0])
+
+
 def ball_images(
     network: Network, law: Law, method: str, removed: Sequence[float], delta: float
 ) -> BallImages:
@@ -130,13 +142,7 @@ def ball_images(
     for layer, k in zip(network.layers, removed, strict=True):
         part = random_matrices.pruned_tails(layer, law, method, k, share)
         scale = law.scale(*layer.fans)
-        log_moments = np.array([law.family.log_moment(j) for j in range(1, ORDERS[-1] + 1)])
-        if 0.0 < part.level < 1.0:
-            log_moments = truncated_log_moments(law.family, part.level, ORDERS[-1])[0]
-        row_sums = ZERO
-        if k > 0:
-            size = size_of(layer)
-            row_sums = row_sum_tail(log_moments, k / size.weights, size, scale)
+        row_sums, deviation = _removed_entries(law.family, size_of(layer), float(k), part.level)
         layers.append(
             LayerFacts(
                 rows=layer.d_out,
@@ -145,8 +151,8 @@ def ball_images(
                 lipschitz=scale * gaussian_lipschitz(law.family),
                 weights=random_matrices.weight_tail(layer, law),
                 removed=part.removed,
-                row_sums=row_sums,
-                frobenius=scale * math.sqrt(k * math.exp(log_moments[0])),
+                row_sums=replace(row_sums, scale=scale),
+                frobenius=scale * math.sqrt(k) * deviation,
                 removed_lipschitz=scale * gaussian_lipschitz(law.family, part.level),
                 level=part.level,
                 spent=part.spent,

@@ -130,7 +130,7 @@ def infinite_width_counts(
     input_norm: float = 1.0,
 ) -> InfiniteWidth:
     """`infinite_width` by the (expected) number of weights removed from each layer."""
-    if any(layer.kind != "dense" for layer in network.layers):
+    if not network.is_dense:
         raise ValueError(f"network = {', '.join(network.names)}: dense layers only are needed")
     kept_energy = [
         pruning.kept_energy(law.family, k / count) if k else 1.0

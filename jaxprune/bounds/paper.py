@@ -150,12 +150,11 @@ def paper_hypotheses(
     """
     validation.instance("law", law, Law, "uniform(...) or normal(...)")
     validation.instance("amount", amount, Amount, "Fraction, Sublinear or Count")
-    dense = all(layer.kind == "dense" for layer in network.layers)
     theorem = {
         (True, magnitude.name): "Theorem 1",
         (True, random.name): "Theorem 2",
         (False, random.name): "Theorem 3",
-    }.get((dense, pruning.name))
+    }.get((network.is_dense, pruning.name))
     chosen, names = select_layers(network, layers), network.names
     middle = tuple(0 < i < len(names) - 1 for i in range(len(names)))
     s = network.activation

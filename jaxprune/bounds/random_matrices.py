@@ -28,6 +28,7 @@ from jaxprune.bounds.threshold import threshold_level, threshold_log_moments
 from jaxprune.bounds.trace_moments import (
     Size,
     comparison,
+    log_moments,
     same_variance,
     size_of,
     trace_log_moments,
@@ -67,7 +68,7 @@ def _moment_members(
     ):
         moments = np.minimum(trace_log_moments(log_moment, density, size, compare), whole)
         if np.any(np.isfinite(threshold)):
-            uniform = trace_log_moments(_log_moments(UNIFORM), density, size, compare)
+            uniform = trace_log_moments(log_moments(UNIFORM, ORDERS[-1]), density, size, compare)
             moments = np.minimum(moments, threshold + np.array(uniform))
         members.append(TraceMoments(name, reference, tuple(moments.tolist())))
     if math.isfinite(bound):
@@ -89,13 +90,9 @@ def _dominated_members(family, size, level=1.0) -> tuple[Member, ...]:
     return (Concentrated(name, reference, mean, gaussian_lipschitz(family, level)),)
 
 
-def _log_moments(family: Family) -> np.ndarray:
-    return np.array([family.log_moment(k) for k in range(1, ORDERS[-1] + 1)])
-
-
 @lru_cache(maxsize=4096)
 def _standard_tail(family: Family, size: Size, density: float) -> Tail:
-    members = _moment_members(_log_moments(family), density, size, family.bound)
+    members = _moment_members(log_moments(family, ORDERS[-1]), density, size, family.bound)
     members += _dominated_members(family, size)
     lipschitz = gaussian_lipschitz(family) * math.sqrt(size.taps)
     if density == 1.0 and math.isfinite(lipschitz):

@@ -9,19 +9,18 @@ import numpy as np
 from scipy import special
 
 from jaxprune.bounds.norm_family import ORDERS, Tail, TraceMoments
-from jaxprune.bounds.trace_moments import Size, sum_log_moments
+from jaxprune.bounds.trace_moments import Size, log_series_power, sum_log_moments
 
 _REFERENCE = "README theorem 8, part 2; Markov's inequality"
 
 
-def row_sum_tail(log_moment: np.ndarray, density: float, size: Size, scale: float) -> Tail:
+def row_sum_tail(log_moment: np.ndarray, density: float, size: Size) -> Tail:
     """The tail of the root of `(1 - θ) ||X||_F² + θ ||X 1||²`, for any θ in [0, 1].
 
     Args:
       log_moment: `log μ_k` of a weight that is present, k = 1 .. the highest order.
       density: the probability that it is.
       size: of a dense layer.
-      scale: on everything.
     """
     order = ORDERS[-1]
     log_sum, present = sum_log_moments(log_moment[:order], density, size.columns)
@@ -29,24 +28,4 @@ def row_sum_tail(log_moment: np.ndarray, density: float, size: Size, scale: floa
     row = np.concatenate([[0.0], log_sum + math.log(present) - special.gammaln(k + 1)])
     total = log_series_power(row, size.rows)[1:] + special.gammaln(k + 1)
     moments = tuple(float(total[p - 1]) for p in ORDERS)
-    return Tail(scale, (TraceMoments("row sums", _REFERENCE, moments),))
-
-
-def log_series_power(log_series: np.ndarray, power: int) -> np.ndarray:
-    """Logarithms of the coefficients of a power of a series with positive ones.
-
-    Args:
-      log_series: `(p + 1,)` logarithms of the coefficients of 1, x, ..., x^p.
-      power: at least 1.
-    """
-    lag = np.subtract.outer(np.arange(len(log_series)), np.arange(len(log_series)))
-
-    def times(a, b):
-        return special.logsumexp(np.where(lag >= 0, a + b[np.maximum(lag, 0)], -np.inf), axis=1)
-
-    result = log_series
-    for bit in bin(power)[3:]:  # by repeated squaring
-        result = times(result, result)
-        if bit == "1":
-            result = times(result, log_series)
-    return result
+    return Tail(1.0, (TraceMoments("row sums", _REFERENCE, moments),))

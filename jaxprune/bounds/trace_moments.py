@@ -171,18 +171,29 @@ def sum_log_moments(log_moment: np.ndarray, density: float, taps: int) -> tuple[
     order = len(log_moment)
     log_factorial = special.gammaln(2 * np.arange(1, order + 1) + 1)
     base = np.concatenate([[0.0], math.log(density) + log_moment - log_factorial])
-    lag = np.arange(order + 1)[:, None] - np.arange(order + 1)
+    power = log_series_power(base, taps)
+    present = 1.0 if density == 1.0 else -math.expm1(taps * math.log1p(-density))
+    return power[1:] + log_factorial - math.log(present), present
+
+
+def log_series_power(log_series: np.ndarray, power: int) -> np.ndarray:
+    """Logarithms of the coefficients of a power of a series with positive ones.
+
+    Args:
+      log_series: `(p + 1,)` logarithms of the coefficients of 1, x, ..., x^p.
+      power: at least 1.
+    """
+    lag = np.subtract.outer(np.arange(len(log_series)), np.arange(len(log_series)))
 
     def times(a, b):
         return special.logsumexp(np.where(lag >= 0, a + b[np.maximum(lag, 0)], -np.inf), axis=1)
 
-    power = base
-    for bit in bin(taps)[3:]:  # by repeated squaring
-        power = times(power, power)
+    result = log_series
+    for bit in bin(power)[3:]:  # by repeated squaring
+        result = times(result, result)
         if bit == "1":
-            power = times(power, base)
-    present = 1.0 if density == 1.0 else -math.expm1(taps * math.log1p(-density))
-    return power[1:] + log_factorial - math.log(present), present
+            result = times(result, log_series)
+    return result
 
 
 def trace_log_moments(
@@ -199,6 +210,11 @@ def trace_log_moments(
     log_sum, present = sum_log_moments(log_moment, density, size.taps)
     union = math.log(size.frequencies)
     return tuple((union + compare(log_sum, present, size.rows, size.columns)).tolist())
+
+
+def log_moments(family: Family, p: int) -> np.ndarray:
+    """`(p,)`: `log E X^(2k)` for k = 1 .. p."""
+    return np.array([family.log_moment(k) for k in range(1, p + 1)])
 
 
 def truncated_log_moments(family: Family, level: float, p: int) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +237,7 @@ def truncated_log_moments(family: Family, level: float, p: int) -> tuple[np.ndar
     widths, middles = np.diff(edges) / level, 0.5 * (edges[1:] + edges[:-1])
     log_tau = math.log(family.magnitude_quantile(level))
     k = np.arange(1, p + 1)
-    log_whole = np.array([family.log_moment(int(j)) for j in k])
+    log_whole = log_moments(family, p)
 
     def powers(u):
         # Relative to τ^(2k), lest a small τ underflow.

@@ -119,7 +119,6 @@ def worst_input(
     domain: UnitBall, key: Key, network: Network, params: Params, removed: Removed
 ) -> jax.Array:
     """The input of the unit ball with the largest `||F - f||` that sampling and ascent find."""
-
     x = inputs.sphere(key, domain.samples, network.in_shape)
     values = lengths(jax.vmap(lambda x: difference(network, params, removed, x))(x))
     values, x = ascend(network, params, removed, x, values, domain.starts, domain.steps)

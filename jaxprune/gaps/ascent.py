@@ -58,14 +58,13 @@ def ascend(
     def best(x, values, n):
         return x[jax.lax.top_k(values, n)[1]]
 
-    warm = _warm(network, params, removed, best(x, values, min(WARM, len(x))))
     few = starts // 8
-    x = jnp.concatenate(
-        [
-            best(x, values, starts - few),
-            best(warm, lengths(jax.vmap(at)(warm)), few),
-        ]
-    )
+    sampled = best(x, values, starts - few)
+    if few:
+        warm = _warm(network, params, removed, best(x, values, min(WARM, len(x))))
+        warm = best(warm, lengths(jax.vmap(at)(warm)), few)
+        sampled = jnp.concatenate([sampled, warm])
+    x = sampled
     return climb(at, lengths, scaled, _by_turns(steps), x, steps)
 
 

@@ -62,8 +62,8 @@ def climb(
 
     def better(best, x, d):
         values = length(d)
-        # A norm that is not a number stays: it is no success.
-        higher = ~(values <= best[0])
+        # A norm that is not a number comes and stays: it is no success.
+        higher = ~(values <= best[0]) & ~jnp.isnan(best[0])
         chosen = higher.reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(higher, values, best[0]), jnp.where(chosen, x, best[1])
 

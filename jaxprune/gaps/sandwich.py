@@ -46,7 +46,6 @@ def measure_ball(
     The lower end is the largest distance that sampling and ascent meet, evaluated in float32; the
     upper end is a theorem in floating point (`multiplier_bound`).
     """
-
     x = inputs.sphere(key, domain.samples, network.in_shape)
     differences = jax.vmap(lambda x: difference(network, params, removed, x))(x)
     values = lengths(differences)

@@ -11,7 +11,7 @@ from jaxprune.activations import Activation
 from jaxprune.bounds import paper
 from jaxprune.bounds.counts import removed_counts
 from jaxprune.laws import Law
-from jaxprune.networks import Conv, Network, dense, select_layers
+from jaxprune.networks import Network, dense, select_layers
 from jaxprune.pruning import Amount, Pruning, magnitude
 from jaxprune.studies.result import environment, plain, sha256
 
@@ -88,7 +88,7 @@ def bound(
 def _method(network, law, method, amount, layers, delta, eps) -> dict[str, Any]:
     certificate = bounds.certify(network, law, method, amount, layers=layers, delta=delta)
     limit = None
-    if _is_dense(network):
+    if network.is_dense:
         moments = bounds.infinite_width(network, law, method, amount, layers=layers)
         limit = {
             "typical_gap": moments.typical_gap,
@@ -130,10 +130,6 @@ def _method(network, law, method, amount, layers, delta, eps) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _is_dense(network) -> bool:
-    return not any(isinstance(layer, Conv) for layer in network.layers)
-
-
 def _norms(network, law, method, amount, layers, delta) -> list[dict[str, Any]]:
     """Of each layer's weights, and of its removed part; layers of one shape share a row."""
     rows: dict[tuple, dict[str, Any]] = {}
@@ -173,7 +169,7 @@ def _inverses(network, law, method, amount, layers, delta, eps) -> dict[str, Any
     """By theorem and by infinite width; simulation's are those of `frontier` and `threshold`."""
     case = (network, law, method)
     theorem = {"eps": eps, "delta": delta, "layers": layers}
-    typical = {"eps": eps, "layers": layers} if _is_dense(network) else None
+    typical = {"eps": eps, "layers": layers} if network.is_dense else None
     removes = any(removed_counts(network, method, amount, layers))
     width = _network_of_width(network) if typical and removes else None
     return {

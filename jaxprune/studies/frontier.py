@@ -230,10 +230,11 @@ def _point(
     eps: float,
     delta: float,
 ) -> dict[str, Any]:
-    dense = all(layer.kind == "dense" for layer in network.layers)
     case = network, asked.law, asked.pruning
     theorem = inverse.largest_sparsity(*case, eps=eps, delta=delta, layers=asked.layers)
-    typical = dense and inverse.typical_largest_sparsity(*case, eps=eps, layers=asked.layers)
+    typical = network.is_dense and inverse.typical_largest_sparsity(
+        *case, eps=eps, layers=asked.layers
+    )
     holds, violated = bracket.holds, bracket.violated
     return {
         "network": str(network),

@@ -296,7 +296,6 @@ def _networks(source) -> list[Network]:
 
 
 _CONVOLUTIONAL = ("size", "kernel", "strides", "padding", "outputs")
-_LAWS = {"uniform": laws.uniform, "normal": laws.normal}
 
 
 def _targets(source) -> Law | Recipe:
@@ -311,7 +310,7 @@ def _targets(source) -> Law | Recipe:
             validation.choice("training key", key, names)
         return Recipe(**training)
     _refuse(source, "law", ("training",))
-    law = _LAWS[validation.choice("law", _needed(source, "law"), _LAWS)]
+    law = laws.LAWS[validation.choice("law", _needed(source, "law"), laws.LAWS)]
     return law(**{k: source[k] for k in ("scaling", "gain") if k in source})
 
 

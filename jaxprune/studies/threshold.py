@@ -257,8 +257,9 @@ def _threshold(
     eps, delta = pair
     case = network_of_width, asked.law, asked.pruning, amount
     theorem = inverse.least_width(*case, eps=eps, delta=delta, layers=asked.layers)
-    dense = all(layer.kind == "dense" for layer in asked.networks[0].layers)
-    typical = dense and inverse.typical_least_width(*case, eps=eps, layers=asked.layers)
+    typical = asked.networks[0].is_dense and inverse.typical_least_width(
+        *case, eps=eps, layers=asked.layers
+    )
     brackets = {
         GAP: locate(asked.widths, [ends.verdict for ends in row]),
         LOWER: locate(asked.widths, [ends.lower for ends in row]),

@@ -217,8 +217,7 @@ def _facts(case: Case, tally: Tally) -> dict[str, Any]:
 
 
 def _infinite_width(case: Case) -> float | None:
-    dense = all(layer.kind == "dense" for layer in case.network.layers)
-    if not (dense and isinstance(case.targets, Law) and case.domain == UNIT_BALL):
+    if not (case.network.is_dense and isinstance(case.targets, Law) and case.domain == UNIT_BALL):
         return None
     limit = bounds.infinite_width(
         case.network, case.targets, case.pruning, case.amount, layers=case.layers
