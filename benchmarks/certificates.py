@@ -21,18 +21,16 @@ Quantiles are estimates; with n trials the 99 % quantile of n < 300 is nearly th
 import argparse
 import dataclasses
 import itertools
-import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from scipy.sparse.linalg import svds
 
 from jaxprune import bounds, laws, networks, pruning, validation
 from jaxprune.bounds.ball_images import REMOVED
@@ -45,23 +43,13 @@ LAWS = {"uniform": laws.uniform(6**0.5), "normal": laws.normal(2**0.5)}
 STEPS = ("spread", "removed", "convex", "rest")
 
 
-def removed_norm(rng: np.random.Generator, layer, law, method: str, count: int) -> float:
-    """The norm of the removed part of one sampled layer."""
-    shape = layer.weight_shape
-    w = rng.uniform(-1, 1, shape) if law.family is laws.UNIFORM else rng.standard_normal(shape)
-    key = np.abs(w) if method == "magnitude" else rng.random(shape)
-    w = np.where(key < np.partition(key.ravel(), count)[count], law.scale(*layer.fans) * w, 0.0)
-    return float(svds(w, k=1, v0=np.ones(min(shape)), tol=1e-4, return_singular_vectors=False)[0])
-
-
 def idealised(network, law, method: str, removed: list[int], delta: float, seed: int) -> list:
     """The gap that theorem 8's recursion gives as parts of it become exact, one a step."""
     images = ball_images(network, law, method, removed, delta)
     rng = np.random.default_rng(seed)
+    removed_part = lambda i, k: command.draw_removed(rng, network.layers[i], law, method, k)
     simulated = {
-        i: float(
-            np.median([removed_norm(rng, network.layers[i], law, method, k) for _ in range(5)])
-        )
+        i: float(np.median([command.norm(removed_part(i, k)) for _ in range(5)]))
         for i, k in enumerate(removed)
         if k
     }
@@ -170,7 +158,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--delta", type=float, default=0.01)
     made.add_argument("--trials", type=int, default=200, metavar="N")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--json", type=Path, metavar="FILE")
     return made
 
 
@@ -183,29 +170,17 @@ def check(args: argparse.Namespace) -> None:
     validation.real("delta", args.delta, 0.0, 1.0)
     validation.integer("trials", args.trials, 1, 10**6)
     validation.integer("seed", args.seed, 0)
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise ValueError(f"json = {args.json}: a file in a folder that exists is needed")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for bad input."""
-    args = parser().parse_args(argv)
-    try:
-        check(args)
-    except ValueError as error:
-        print(f"certificates: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every row of the table, printed."""
     progress, rows = Console(stderr=True), []
-    for width in args.widths:
-        for law in args.laws:
-            for method in args.methods:
-                rows.append(measure(args, width, law, method))
-                progress.print(f"{width} {law} {method}: {rows[-1]['over_lower']:.2f}")
+    for width, law, method in itertools.product(args.widths, args.laws, args.methods):
+        rows.append(measure(args, width, law, method))
+        progress.print(f"{width} {law} {method}: {rows[-1]['over_lower']:.2f}")
     Console(width=None if sys.stdout.isatty() else 120).print(table(rows, args.delta))
-    if args.json:
-        args.json.write_text(json.dumps(rows, allow_nan=False, indent=1) + "\n")
-    return 0
+    return rows
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.carry_out(parser(), check, run))

@@ -26,12 +26,12 @@ Typical printout, `--weights 1e8`, three minutes on 2 cores (slope and curvature
 """
 
 import argparse
-import json
+import itertools
 import math
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
+import command
 import numpy as np
 from rich import box
 from rich.console import Console
@@ -140,7 +140,6 @@ def parser() -> argparse.ArgumentParser:
         "--weights", type=float, default=2e8, help="drawn a width; sets the number of trials (2e8)"
     )
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--json", type=Path, metavar="FILE")
     return made
 
 
@@ -155,28 +154,17 @@ def check(args: argparse.Namespace) -> None:
     validation.real("weights", args.weights, 0.0, math.inf)
     if args.gain is not None:
         validation.real("gain", args.gain, 0.0, math.inf)
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise ValueError(f"json = {args.json}: a file in a folder that exists is needed")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for bad input."""
-    args = parser().parse_args(argv)
+def run(args: argparse.Namespace) -> list[dict]:
+    """Every row of the table, printed."""
     progress, rows = Console(stderr=True), []
-    try:
-        check(args)
-        for activation in args.activations:
-            for method in args.methods:
-                with progress.status(f"{activation}, {method}"):
-                    rows.append(measure(args, activation, method))
-    except ValueError as error:
-        print(f"finite_width: {error}", file=sys.stderr)
-        return 2
+    for activation, method in itertools.product(args.activations, args.methods):
+        with progress.status(f"{activation}, {method}"):
+            rows.append(measure(args, activation, method))
     Console(width=150).print(table(rows, args.widths))
-    if args.json:
-        args.json.write_text(json.dumps({"rows": rows}, indent=1, allow_nan=False) + "\n")
-    return 0
+    return rows
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.carry_out(parser(), check, run))

@@ -47,12 +47,12 @@ Part of the default printout (10 minutes on 2 busy cores, AMD EPYC):
 """
 
 import argparse
-import json
+import itertools
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import command
 import jax
 import numpy as np
 from rich import box
@@ -251,7 +251,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pads", choices=pads, nargs="*", default=sorted(pads))
     made.add_argument("--pairs", type=int, default=6, metavar="N")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--json", type=Path, metavar="FILE")
     return made
 
 
@@ -264,18 +263,10 @@ def check(args: argparse.Namespace) -> None:
     validation.real("q", args.q, 0.0, 1.0)
     validation.integer("pairs", args.pairs, 1, 10**5)
     validation.integer("seed", args.seed, 0)
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise ValueError(f"json = {args.json}: a file in a folder that exists is needed")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 if a bound is below a distance, 2 for bad input."""
-    args = parser().parse_args(argv)
-    try:
-        check(args)
-    except ValueError as error:
-        print(f"gap_brackets: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> list[dict]:
+    """Every row of the tables, printed."""
     cases = [(f"{d}", networks.dense((d,) * (n + 1))) for d in args.widths for n in args.depths]
     cases += [
         (pad, networks.convolutional((16,) * (n + 1), 16, padding=pad.upper()))
@@ -284,20 +275,14 @@ def main(argv: list[str] | None = None) -> int:
     ]
     rows, progress = [], Console(stderr=True)
     with threadpool_limits(1):
-        for name, network in cases:
-            for method in args.methods:
-                progress.print(f"{network}, {method}", style="dim")
-                rows.append(measure(network, name, method, args))
+        for (name, network), method in itertools.product(cases, args.methods):
+            progress.print(f"{network}, {method}", style="dim")
+            rows.append(measure(network, name, method, args))
     console = Console(width=120)
     console.print(table(rows, "ratio", "upper / lower, median"))
     console.print(table(rows, "milliseconds", "milliseconds a pair, median"))
-    if args.json:
-        args.json.write_text(json.dumps({"options": vars(args) | {"json": None}, "rows": rows}))
-    if not all(row["sound"] for row in rows):
-        print("gap_brackets: an upper bound is below a distance", file=sys.stderr)
-        return 1
-    return 0
+    return rows
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.carry_out(parser(), check, run))

@@ -29,19 +29,18 @@ Part of the default printout (one minute on 2 cores, AMD EPYC; no figure depends
 """
 
 import argparse
-import json
+import itertools
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
-from scipy.sparse.linalg import svds
 
 from jaxprune import laws, networks, pruning, validation
 from jaxprune.bounds import random_matrices
@@ -60,28 +59,6 @@ COLUMNS = {
 }
 
 
-def draw(rng: np.random.Generator, layer, law, method: str, removed: int) -> np.ndarray:
-    """The removed part of one layer, float32."""
-    shape = layer.weight_shape
-    uniform = law.family is laws.UNIFORM
-    w = rng.uniform(-1, 1, shape) if uniform else rng.standard_normal(shape)
-    w = (law.scale(*layer.fans) * w).astype(np.float32)
-    if removed == w.size:
-        return w
-    if method == "bernoulli":
-        return np.where(rng.random(shape) < removed / w.size, w, 0)
-    key = np.abs(w) if method == "magnitude" else rng.random(shape, np.float32)
-    return np.where(key < np.partition(key.ravel(), removed)[removed], w, 0)
-
-
-def norm(x: np.ndarray) -> float:
-    """Largest singular value."""
-    if min(x.shape) <= 64:
-        return float(np.linalg.svd(x, compute_uv=False)[0])
-    start = np.ones(min(x.shape), x.dtype)
-    return float(svds(x, k=1, v0=start, tol=1e-4, return_singular_vectors=False)[0])
-
-
 def measure(args: argparse.Namespace, width: int, ratio: int, method: str, fraction: float) -> dict:
     """One row of the table."""
     layer, law = networks.Dense(width // ratio, width), LAWS[args.law]
@@ -89,7 +66,9 @@ def measure(args: argparse.Namespace, width: int, ratio: int, method: str, fract
     removed = max(1, round(fraction * count))
     draws = max(min(args.draws, LEAST_DRAWS), min(args.draws, args.draws * 512**2 // count))
     rng = np.random.default_rng([args.seed, width, ratio, removed])
-    norms = np.sort([norm(draw(rng, layer, law, method, removed)) for _ in range(draws)])
+    norms = np.sort(
+        [command.norm(command.draw_removed(rng, layer, law, method, removed)) for _ in range(draws)]
+    )
     ranks = stats.binom.ppf((0.025, 0.975), draws, 1 - args.delta).astype(int)
     low, high = norms[np.clip(ranks, 0, draws - 1)]
     quantile = float(np.quantile(norms, 1 - args.delta))
@@ -165,7 +144,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--delta", type=float, default=0.1)
     made.add_argument("--draws", type=int, default=200, metavar="N")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--json", type=Path, metavar="FILE")
     return made
 
 
@@ -180,32 +158,19 @@ def check(args: argparse.Namespace) -> None:
     validation.real("delta", args.delta, 0.0, 1.0)
     validation.integer("draws", args.draws, 2, 10**6)
     validation.integer("seed", args.seed, 0)
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise ValueError(f"json = {args.json}: a file in a folder that exists is needed")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for bad input."""
-    args = parser().parse_args(argv)
-    try:
-        check(args)
-    except ValueError as error:
-        print(f"norm_bounds: {error}", file=sys.stderr)
-        return 2
-    progress = Console(stderr=True)
-    rows = []
-    for width in args.widths:
-        for ratio in args.ratios:
-            for fraction in args.fractions:
-                # All of a layer is the same whatever the method.
-                for method in args.methods[:1] if fraction == 1 else args.methods:
-                    with progress.status(f"{width}, {ratio}:1, {method} {fraction}"):
-                        rows.append(measure(args, width, ratio, method, fraction))
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every row of the table, printed."""
+    progress, rows = Console(stderr=True), []
+    for width, ratio, fraction in itertools.product(args.widths, args.ratios, args.fractions):
+        # All of a layer is the same whatever the method.
+        for method in args.methods[:1] if fraction == 1 else args.methods:
+            with progress.status(f"{width}, {ratio}:1, {method} {fraction}"):
+                rows.append(measure(args, width, ratio, method, fraction))
     Console(width=120).print(table(rows, args.delta))
-    if args.json:
-        args.json.write_text(json.dumps({"rows": rows}, indent=1, allow_nan=False) + "\n")
-    return 0
+    return rows
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.carry_out(parser(), check, run))

@@ -3,7 +3,7 @@
 A random test fails falsely with probability below FALSE_ALARM.
 """
 
-import importlib.util
+import importlib
 import itertools
 import pathlib
 import sys
@@ -240,16 +240,14 @@ def test_infinite_width_refuses(change, named):
         bounds.infinite_width(law=LAW, pruning=pruning.random, **arguments | change)
 
 
-def finite_width():
-    path = pathlib.Path(__file__).parent.parent / "benchmarks" / "finite_width.py"
-    spec = importlib.util.spec_from_file_location("finite_width", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def finite_width(monkeypatch):
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parent.parent / "benchmarks")
+    return importlib.import_module("finite_width")
 
 
-def test_finite_width_fit_covers_the_slope_it_was_given():
-    fit, rng = finite_width().fit, np.random.default_rng(5)
+def test_finite_width_fit_covers_the_slope_it_was_given(finite_width):
+    fit, rng = finite_width.fit, np.random.default_rng(5)
     widths, errors = np.array([16, 32, 64, 128, 256]), np.array([1, 2, 3, 3, 4]) * 1e-3
     exact = 1 - 0.7 / widths + 12 / widths**2
     found = fit(widths, exact, errors)
@@ -266,9 +264,9 @@ def test_finite_width_fit_covers_the_slope_it_was_given():
 
 
 @pytest.mark.slow
-def test_finite_width_correction_of_linear_networks():
+def test_finite_width_correction_of_linear_networks(finite_width):
     """By magnitude, E τ² of the (k+1)-th of D uniform magnitudes: 3 / (q D) to first order."""
-    module = finite_width()
+    module = finite_width
     args = module.parser().parse_args(["--widths", "8", "10", "12", "--weights", "1e6"])
     for point in module.measure(args, "identity", "magnitude")["points"]:
         count = point["width"] ** 2
