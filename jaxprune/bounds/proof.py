@@ -16,8 +16,8 @@ class Event(NamedTuple):
       layer: name of the layer.
       matrix: what is bounded: the norm of "weights" W, "kept" W∘M or "removed" W - W∘M, or a
         supremum of `images`, named there.
-      delta: its share of the whole delta; for magnitude pruning the share of "removed" also pays
-        for the layer's threshold event, outside which both parts' bounds are stated.
+      delta: its share of the whole delta. For magnitude pruning the "norms" route counts the
+        threshold's share with "removed"; the "images" route has an event "threshold" of its own.
       bound: the number, and the theorem behind it.
     """
 
