@@ -1,6 +1,8 @@
 """Strict switches for the whole suite: no silent broadcasting of ranks, warnings are errors."""
 
 import os
+import shutil
+import tempfile
 
 # One worker a core: NumPy's own threads would only get into each other's way.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -9,6 +11,21 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
 import pytest
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config):
+    """Workers, commands and notebooks compile each program once between them, in every run anew."""
+    config.own_cache = None
+    if CACHE not in os.environ:
+        os.environ[CACHE] = config.own_cache = tempfile.mkdtemp(prefix="jaxprune-tests-")
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+
+
+def pytest_unconfigure(config):
+    if config.own_cache:
+        shutil.rmtree(config.own_cache, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -35,7 +35,7 @@ ALLOWED = {
         "pruning",
         "statistics",
     },
-    "report": set(),
+    "report": {"statistics"},  # the words of verdicts
     "cli": {"activations", "engine", "laws", "networks", "pruning", "report", "studies"},
 }
 

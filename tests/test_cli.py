@@ -10,9 +10,6 @@ from jaxprune import cli
 from jaxprune.report import frontier as frontier_words
 from jaxprune.report import threshold as threshold_words
 
-# One worker runs them all, so that each command runs once.
-pytestmark = pytest.mark.xdist_group("cli")
-
 SHARED = ["--depth", "1", "--layers", "all", "--widths", "3", "4", "--seed", "7", "--gain", "2"]
 SHARED += ["--trials", "200"]  # equal blocks: both commands run the same programs
 COMMANDS = {

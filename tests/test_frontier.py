@@ -15,9 +15,6 @@ from jaxprune.statistics import Counts, Ends, judge_ends, least_trials, level_of
 from jaxprune.studies import frontier as study
 from jaxprune.studies.frontier import Probe, bisect, frontier, most_probes, removal_grid
 
-# One worker runs all real runs, so that their program is compiled once.
-pytestmark = pytest.mark.xdist_group("frontier")
-
 HOLDS, VIOLATED, UNDECIDED = "holds", "violated", "undecided"
 NONE = Counts(0, 0, 0, 0)
 ENDS = {

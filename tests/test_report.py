@@ -87,6 +87,7 @@ def result():
     ]
     return {
         "plan": {"title": HOSTILE, "hash": "ab" * 32, "confidence": 0.99, "delta": 0.05, "seed": 1},
+        "runs": {"planned": 1, "seeds": [1], "present": 1, "exploratory": False},
         "environment": {"jax": "0.0", "device": HOSTILE},
         "cells": cells,
     }

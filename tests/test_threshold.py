@@ -16,9 +16,6 @@ from jaxprune.report import threshold as words
 from jaxprune.statistics import Counts, exponent, judge_ends, level_of_one
 from jaxprune.studies.threshold import Threshold, locate, threshold
 
-# One worker runs all real runs, so that their programs are compiled once.
-pytestmark = pytest.mark.xdist_group("threshold")
-
 H, V, U = "holds", "violated", "undecided"
 
 

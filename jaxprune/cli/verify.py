@@ -2,6 +2,7 @@
 
 import argparse
 import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxprune import report
@@ -30,6 +31,11 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command.add_argument(
         "--seed", type=int, metavar="S", help="of all random keys, below 2^32 (the plan's)"
     )
+    command.add_argument(
+        "--until-decided",
+        action="store_true",
+        help="end a simulation once its claims are decided; N is then a budget",
+    )
     common.add_outputs(command, "verify")
     return command
 
@@ -38,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit status."""
 
     def study(advance):
-        return verify(plans.load(args.plan, trials=args.trials, seed=args.seed), advance)
+        plan = plans.load(
+            args.plan, trials=args.trials, seed=args.seed, until_decided=args.until_decided
+        )
+        return verify(plan, advance, folder=args.out.parent if args.out else Path())
 
     return common.carry_out(
         args, study, report.write_folder, report.write_json, report.render, "report.html"
@@ -47,11 +56,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan_help() -> str:
     lines = [
-        f"A plan has the keys {', '.join(plans.PLAN_KEYS[:-1])},",
+        "A plan has the keys",
+        "",
+        *_keys({key: meaning for key, meaning in plans.PLAN_KEYS.items() if key != "experiment"}),
+        "",
         "and tables [[experiment]], one for every combination of the lists in it, with the keys",
         "",
+        *_keys(plans.EXPERIMENT_KEYS),
     ]
-    for key, meaning in plans.EXPERIMENT_KEYS.items():
-        wrapped = textwrap.wrap(meaning, 76)
-        lines += [f"  {key:<12}{wrapped[0]}", *(" " * 14 + more for more in wrapped[1:])]
     return "\n".join(lines)
+
+
+def _keys(keys: Mapping[str, str]) -> Iterator[str]:
+    for key, meaning in keys.items():
+        wrapped = textwrap.wrap(meaning, 74)
+        yield f"  {key:<14}{wrapped[0]}"
+        yield from (" " * 16 + more for more in wrapped[1:])

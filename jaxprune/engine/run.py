@@ -138,6 +138,7 @@ def simulate(
     labelled: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
     block: int | None = None,
+    until: Callable[[Tally], bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tally:
     """Samples pairs of target and pruned network and sorts their gaps at each epsilon.
@@ -157,6 +158,8 @@ def simulate(
       seed: from 0 to 2^32 - 1.
       block: trials in one compiled program; by default from a memory budget. Gaps agree between
         blocks to the guard band, weights and masks to the bit.
+      until: called after each block with the tally so far, which is of the first trials without a
+        gap; sampling ends where it is true. A verdict then needs `statistics.judge_stopped`.
       progress: called after each block with the number of trials done.
 
     Returns:
@@ -177,11 +180,14 @@ def simulate(
         seed=seed,
         block=block,
     )
-    return tally_run(run, eps, progress)
+    return tally_run(run, eps, progress, until)
 
 
 def tally_run(
-    run: Run, eps: Sequence[float], progress: Callable[[int], None] | None = None
+    run: Run,
+    eps: Sequence[float],
+    progress: Callable[[int], None] | None = None,
+    until: Callable[[Tally], bool] | None = None,
 ) -> Tally:
     """Runs all blocks and tallies them; see `simulate`."""
     if not isinstance(eps, Sequence | np.ndarray):
@@ -191,6 +197,8 @@ def tally_run(
         tally += Tally.of(tally.eps, ids, trials)
         if progress:
             progress(tally.trials)
+        if until and until(tally):
+            break
     return tally
 
 

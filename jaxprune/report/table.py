@@ -18,8 +18,9 @@ from jaxprune.report.words import (
     summary,
     target,
 )
+from jaxprune.statistics import HOLDS, UNDECIDED, VIOLATED
 
-STYLES = {"holds": "green", "violated": "red", "undecided": "yellow"}
+STYLES = {HOLDS: "green", VIOLATED: "red", UNDECIDED: "yellow"}
 
 
 def render(result: dict[str, Any], console: Console) -> None:

@@ -4,6 +4,8 @@ import math
 from collections import Counter
 from typing import Any
 
+from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, VIOLATED
+
 
 def plain(text: Any) -> str:
     """Text without control characters, so that no plan can steer a terminal."""
@@ -56,7 +58,14 @@ def target(cell: dict[str, Any]) -> str:
 
 def caption(result: dict[str, Any]) -> list[str]:
     """What the columns mean, with every confidence in words."""
-    confidence = percent(result["plan"]["confidence"])
+    confidence = percent(result["cells"][0]["confidence"])
+    stopped = result["plan"].get("until_decided", False)
+    limits = (
+        "Confidence-sequence limits, right at any look,"
+        if stopped
+        else ("one-sided Clopper–Pearson limits")
+    )
+    test = "Holm on e-processes, right whenever a simulation stops," if stopped else "Holm"
     return [
         "Claim of each row: P(gap ≤ ε) ≥ 1 − δ. Gap: sup ‖F(x) − f(x)‖ over a ball, or the "
         "largest over the test images. P: over weights (or trainings) and masks; images are fixed.",
@@ -64,18 +73,36 @@ def caption(result: dict[str, Any]) -> list[str]:
         "float32 distance > ε; between, neither, or within 10⁻⁴ of ε; nonfinite. The last two "
         "count against either verdict.",
         "Where most trials are between, more trials will not decide: the bracket is too wide.",
-        f"P(gap ≤ ε): one-sided Clopper–Pearson limits from these counts, {confidence} confidence "
+        f"P(gap ≤ ε): {limits} from these counts, {confidence} confidence "
         "each. *: ε is the theorem's; certified ε is rounded up.",
-        f"Verdicts (Holm over all {len(result['cells'])} claims, which may share trials): with "
+        f"Verdicts ({test} over all {len(result['cells'])} claims, which may share trials): with "
         f"{confidence} confidence none is wrongly said to hold, with {confidence} none to be "
         "violated.",
+        _runs(result),
     ]
+
+
+def _runs(result):
+    """Which run of the plan this is, and which others are known."""
+    plan, runs = result["plan"], result["runs"]
+    seeds = ", ".join(str(seed) for seed in runs["seeds"])
+    line = (
+        f"Plan {plan['hash'][:12]}, seed {runs['present']}; runs known of this plan: seed {seeds}."
+    )
+    if runs["exploratory"]:
+        line += (
+            f" The plan is for {runs['planned']}, so this run is exploratory: its verdicts are "
+            f"{ESTIMATED}, its limits those of one run picked among several."
+        )
+    return line
 
 
 def summary(result: dict[str, Any]) -> str:
     """How many claims hold."""
     counts = Counter(cell["verdict"] for cell in result["cells"])
+    if counts[ESTIMATED]:
+        return f"{len(result['cells'])} claims, {ESTIMATED} in an exploratory run"
     return (
-        f"{len(result['cells'])} claims: {counts['holds']} hold, "
-        f"{counts['violated']} violated, {counts['undecided']} undecided"
+        f"{len(result['cells'])} claims: {counts[HOLDS]} hold, "
+        f"{counts[VIOLATED]} violated, {counts[UNDECIDED]} undecided"
     )

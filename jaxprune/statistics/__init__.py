@@ -16,7 +16,17 @@ from jaxprune.statistics.ends import (
 )
 from jaxprune.statistics.exponent import MAX_POINTS, Exponent, exponent
 from jaxprune.statistics.many import holm
+from jaxprune.statistics.sequential import (
+    Sprt,
+    log_e_holds,
+    log_e_violated,
+    log_mixture,
+    sequence_limits,
+)
+from jaxprune.statistics.stopping import Evidence, judge_stopped
 from jaxprune.statistics.verdict import (
+    CERTIFIED,
+    ESTIMATED,
     HOLDS,
     UNDECIDED,
     VIOLATED,
@@ -28,6 +38,8 @@ from jaxprune.statistics.verdict import (
 
 __all__ = [
     "BRACKET",
+    "CERTIFIED",
+    "ESTIMATED",
     "HOLDS",
     "MAX_POINTS",
     "TRIALS",
@@ -37,15 +49,22 @@ __all__ = [
     "Counts",
     "Decision",
     "Ends",
+    "Evidence",
     "Exponent",
+    "Sprt",
     "exponent",
     "holm",
     "judge",
     "judge_ends",
+    "judge_stopped",
     "least_trials",
     "level_of_one",
+    "log_e_holds",
+    "log_e_violated",
+    "log_mixture",
     "lower_limit",
     "p_value_at_least",
     "p_value_at_most",
+    "sequence_limits",
     "upper_limit",
 ]

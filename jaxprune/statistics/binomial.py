@@ -27,8 +27,8 @@ def upper_limit(failures, trials, alpha):
     Raises:
       ValueError: counts that are no integers in range, or alpha outside (0, 1).
     """
-    k, n, alpha = _checked(failures, trials, alpha)
-    limit = _least(lambda p: _at_most(k, n, p) <= alpha, np.broadcast_shapes(k.shape, alpha.shape))
+    k, n, alpha = checked(failures, trials, alpha)
+    limit = least(lambda p: _at_most(k, n, p) <= alpha, np.broadcast_shapes(k.shape, alpha.shape))
     return np.where(k == n, 1.0, limit)[()]
 
 
@@ -37,12 +37,12 @@ def lower_limit(failures, trials, alpha):
 
     The largest p with `p_value_at_least(failures, trials, p) <= alpha`.
     """
-    k, n, alpha = _checked(failures, trials, alpha)
-    beyond = _least(lambda p: _at_least(k, n, p) > alpha, np.broadcast_shapes(k.shape, alpha.shape))
+    k, n, alpha = checked(failures, trials, alpha)
+    beyond = least(lambda p: _at_least(k, n, p) > alpha, np.broadcast_shapes(k.shape, alpha.shape))
     return np.where(k == 0, 0.0, np.nextafter(beyond, 0.0))[()]
 
 
-def _least(true_from, shape):
+def least(true_from, shape):
     """The least float64 in [0, 1] from which on a rising condition is true, or 1.
 
     Bisection on the bits of p, which are ordered like p. `scipy.special.betaincinv` is not used:
@@ -59,12 +59,12 @@ def _least(true_from, shape):
 
 def p_value_at_most(failures, trials, p):
     """`P(Bin(trials, p) <= failures)`: evidence against a failure probability of p or more."""
-    return _at_most(*_checked(failures, trials, p, "p"))[()]
+    return _at_most(*checked(failures, trials, p, "p"))[()]
 
 
 def p_value_at_least(failures, trials, p):
     """`P(Bin(trials, p) >= failures)`: evidence against a failure probability of p or less."""
-    return _at_least(*_checked(failures, trials, p, "p"))[()]
+    return _at_least(*checked(failures, trials, p, "p"))[()]
 
 
 def _at_most(k, n, p):
@@ -75,7 +75,8 @@ def _at_least(k, n, p):
     return np.where(k == 0, 1.0, special.betainc(np.maximum(k, 1), n - k + 1, p))
 
 
-def _checked(failures, trials, level, name="alpha"):
+def checked(failures, trials, level, name="alpha"):
+    """Counts and a level in (0, 1) as float64 arrays; a ValueError where they are out of range."""
     n = _integers("trials", trials, 0, MAX_TRIALS)
     k = _integers("failures", failures, 0, MAX_TRIALS)
     if (k > n).any():

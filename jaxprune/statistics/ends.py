@@ -78,8 +78,7 @@ def judge_ends(counts: Counts, delta: float, level: float) -> Ends:
     Raises:
       ValueError: a number out of range.
     """
-    n = sum(counts)
-    not_close = n - counts.close
+    n, not_close = counts.trials, counts.not_close
     delta = validation.real("delta", delta, 0.0, 1.0)
 
     def verdict(most, least):

@@ -22,6 +22,13 @@ VIOLATED = "violated"
 UNDECIDED = "undecided"
 """The trials do not tell."""
 
+CERTIFIED = "certified"
+"""True by a theorem whose every constant is a number; no trial was needed."""
+
+ESTIMATED = "estimated"
+"""Anything else that is said of a probability: it stands on assumptions that nothing here proves,
+or on a run that was not planned. Never evidence for another verdict."""
+
 
 class Counts(NamedTuple):
     """Trials of one claim: upper end at most eps, open, lower end above eps, not finite."""
@@ -30,6 +37,15 @@ class Counts(NamedTuple):
     between: int
     far: int
     nonfinite: int
+
+    @property
+    def trials(self) -> int:
+        return sum(self)
+
+    @property
+    def not_close(self) -> int:
+        """Failures as far as anything is to be said for the claim."""
+        return self.trials - self.close
 
 
 class Claim(NamedTuple):
@@ -73,6 +89,18 @@ def judge(claims: Sequence[Claim], confidence: float = 0.99) -> list[Decision]:
       ValueError: confidence, delta or a count out of range.
     """
     alpha = 1.0 - validation.real("confidence", confidence, 0.0, 1.0)
+    trials, not_close, far, deltas = columns(claims)
+    return decide(
+        alpha,
+        holds=binomial.p_value_at_most(not_close, trials, deltas),
+        violated=binomial.p_value_at_least(far, trials, deltas),
+        low=1.0 - binomial.upper_limit(not_close, trials, alpha),
+        high=1.0 - binomial.lower_limit(far, trials, alpha),
+    )
+
+
+def columns(claims: Sequence[Claim]) -> tuple[list[int], list[int], list[int], list[float]]:
+    """Trials, trials not close, trials far and delta of each claim, all checked."""
     for claim in claims:
         validation.instance("claim", claim, Claim, "a Claim(counts, delta) in a list")
         validation.instance(
@@ -83,14 +111,25 @@ def judge(claims: Sequence[Claim], confidence: float = 0.99) -> list[Decision]:
         Counts(*(validation.integer(k, v, 0, binomial.MAX_TRIALS) for k, v in c._asdict().items()))
         for c, _ in claims
     ]
-    trials = [sum(c) for c in counts]
-    not_close = [c.between + c.far + c.nonfinite for c in counts]
-    far = [c.far for c in counts]
-    deltas = [claim.delta for claim in claims]
-    holds = holm(binomial.p_value_at_most(not_close, trials, deltas))
-    violated = holm(binomial.p_value_at_least(far, trials, deltas))
-    low = 1.0 - binomial.upper_limit(not_close, trials, alpha)
-    high = 1.0 - binomial.lower_limit(far, trials, alpha)
+    return (
+        [c.trials for c in counts],
+        [c.not_close for c in counts],
+        [c.far for c in counts],
+        [claim.delta for claim in claims],
+    )
+
+
+def decide(alpha: float, *, holds, violated, low, high) -> list[Decision]:
+    """Holm over the claims, each kind of error at `alpha`; arrays of one entry a claim.
+
+    Args:
+      alpha: the error allowed.
+      holds, violated: p-values of the null hypotheses that each claim is false, and true.
+      low, high: limits of P(gap <= eps).
+    """
+    holds, violated = holm(holds), holm(violated)
     verdicts = np.where(holds <= alpha, HOLDS, np.where(violated <= alpha, VIOLATED, UNDECIDED))
-    columns = (column.tolist() for column in (verdicts, low, high, holds, violated))
-    return [Decision(*row) for row in zip(*columns, strict=True)]
+    rows = (
+        column.tolist() for column in (verdicts, np.asarray(low), np.asarray(high), holds, violated)
+    )
+    return [Decision(*row) for row in zip(*rows, strict=True)]

@@ -31,7 +31,16 @@ TEST_IMAGES = "test images"
 MAX_PLAN_BYTES = 2**20
 MAX_CASES = 10_000
 
-PLAN_KEYS = ("title", "seed", "delta", "confidence", "trials", "experiment")
+PLAN_KEYS = {
+    "title": "heading of the report",
+    "seed": "of all random keys, below 2^32 (0)",
+    "delta": "the claims are P(gap <= eps) >= 1 - delta (0.05)",
+    "confidence": "of each limit, and of the verdicts together (0.99)",
+    "trials": "pairs in every simulation (1000)",
+    "until_decided": "true: a simulation ends once its claims are decided; trials are its budget",
+    "runs": "for how many seeds the plan is; they share 1 - confidence (1)",
+    "experiment": "tables",
+}
 EXPERIMENT_KEYS = {
     "title": "heading in the table",
     "network": "dense or convolutional",
@@ -122,6 +131,8 @@ class Plan:
       seed: of all random keys.
       delta: the claim is P(gap <= eps) >= 1 - delta.
       confidence: of every limit and of the verdicts together.
+      until_decided: whether a case's sampling ends once its claims are decided.
+      runs: for how many seeds the plan is.
       cases: in the order of the report.
       source: the plan as plain data, with the command line's values and defaults filled in.
     """
@@ -130,8 +141,15 @@ class Plan:
     seed: int
     delta: float
     confidence: float
+    until_decided: bool
+    runs: int
     cases: tuple[Case, ...]
     source: Mapping[str, Any]
+
+    @property
+    def confidence_of_run(self) -> float:
+        """Of the limits and verdicts of one run: all planned runs share the error allowed."""
+        return 1.0 - (1.0 - self.confidence) / self.runs
 
     @property
     def hash(self) -> str:
@@ -139,13 +157,20 @@ class Plan:
         return sha256(self.source)
 
 
-def load(path: Path | None = None, *, trials: int | None = None, seed: int | None = None) -> Plan:
+def load(
+    path: Path | None = None,
+    *,
+    trials: int | None = None,
+    seed: int | None = None,
+    until_decided: bool = False,
+) -> Plan:
     """Reads a plan.
 
     Args:
       path: a TOML file; None for the default plan.
       trials: instead of every number of trials in the plan.
       seed: instead of the plan's.
+      until_decided: whatever the plan says.
 
     Raises:
       ValueError: a file that cannot be read, an unknown key, or a value outside its range; one
@@ -165,10 +190,16 @@ def load(path: Path | None = None, *, trials: int | None = None, seed: int | Non
         source = tomllib.loads(text)
     except (RecursionError, ValueError) as error:
         raise ValueError(f"plan = {str(path)!r}: not TOML: {str(error)[:200]}") from None
-    return parse(source, trials=trials, seed=seed)
+    return parse(source, trials=trials, seed=seed, until_decided=until_decided)
 
 
-def parse(source: Mapping[str, Any], *, trials: int | None = None, seed: int | None = None) -> Plan:
+def parse(
+    source: Mapping[str, Any],
+    *,
+    trials: int | None = None,
+    seed: int | None = None,
+    until_decided: bool = False,
+) -> Plan:
     """A plan from plain data, every value checked; see `load`."""
     for key in source:
         validation.choice("key", key, PLAN_KEYS)
@@ -177,6 +208,8 @@ def parse(source: Mapping[str, Any], *, trials: int | None = None, seed: int | N
         source["seed"] = seed
     if trials is not None:
         source["trials"] = trials
+    if until_decided:
+        source["until_decided"] = True
     experiments = _tables("experiment", source.get("experiment"))
     if trials is not None:
         experiments = [{**e, "trials": trials} for e in experiments]
@@ -184,6 +217,9 @@ def parse(source: Mapping[str, Any], *, trials: int | None = None, seed: int | N
     seed = validation.integer("seed", source.get("seed", 0), 0, keys.MAX_SEED)
     delta = validation.real("delta", source.get("delta", 0.05), 0.0, 1.0)
     confidence = validation.real("confidence", source.get("confidence", 0.99), 0.0, 1.0)
+    until_decided = source.get("until_decided", False)
+    validation.instance("until_decided", until_decided, bool, "true or false")
+    runs = validation.integer("runs", source.get("runs", 1), 1, 1000)
     default_trials = validation.integer("trials", source.get("trials", 1000), 1, keys.MAX_TRIALS)
     cases = []
     for i, experiment in enumerate(experiments, start=1):
@@ -195,7 +231,7 @@ def parse(source: Mapping[str, Any], *, trials: int | None = None, seed: int | N
             raise ValueError(f"experiment {i}: the plan has more than {MAX_CASES} cases")
     title = _text("title", source.get("title", "Untitled plan"))
     source |= {"title": title, "seed": seed, "delta": delta, "confidence": confidence}
-    return Plan(title, seed, delta, confidence, tuple(cases), source)
+    return Plan(title, seed, delta, confidence, until_decided, runs, tuple(cases), source)
 
 
 def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:

@@ -1,7 +1,8 @@
 """Does the claim `P(gap <= eps) >= 1 - delta` hold? Every case of a plan, sampled and judged."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,32 +10,51 @@ import jax
 from jaxprune import bounds, engine
 from jaxprune.engine import Tally, memory
 from jaxprune.laws import Law
-from jaxprune.statistics import Claim, judge
+from jaxprune.statistics import (
+    CERTIFIED,
+    ESTIMATED,
+    Claim,
+    Decision,
+    Evidence,
+    judge,
+    judge_stopped,
+)
+from jaxprune.studies import runs as ledger
 from jaxprune.studies import trained
 from jaxprune.studies.ahead import compiling_ahead
 from jaxprune.studies.plan import TEST_IMAGES, UNIT_BALL, Case, Plan
 from jaxprune.studies.result import Progress, environment, plain
 from jaxprune.types import Params
 
+LOOK = 64
+"""Trials between two looks at claims that are sampled until they are decided, at most."""
+
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
-def verify(plan: Plan, progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+def verify(
+    plan: Plan,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    folder: Path | None = None,
+) -> dict[str, Any]:
     """Samples every case of a plan and judges its claims together.
 
     Args:
       plan: from `plan.load` or `plan.parse`.
       progress: called after every block.
+      folder: in which the ledger of runs is kept (`studies.runs`); None for none.
 
     Returns:
-      `{"plan": ..., "environment": ..., "cells": [...]}`, plain data that is strict JSON; a cell
-      is one case at one epsilon. The README documents the keys.
+      `{"plan": ..., "runs": ..., "environment": ..., "cells": [...]}`, plain data that is strict
+      JSON; a cell is one case at one epsilon. The README documents the keys.
 
     Raises:
       ValueError: a case that does not fit in memory; nothing has been sampled then.
     """
     for case in plan.cases:
         _check_memory(case)
+    made = ledger.begin(plan, folder)
     jobs = _trainings(plan)
     work = {case: _seconds(case) for case in plan.cases}
     training_work = {job: 4.0 + 0.05 * count for job, count in jobs.items()}
@@ -58,21 +78,42 @@ def verify(plan: Plan, progress: Callable[[Progress], None] | None = None) -> di
         )
         finished += training_work[job]
 
-    runs = [_prepare(case, plan.seed, targets) for case in plan.cases]
+    runs = [_prepare(case, plan, targets) for case in plan.cases]
+    claims = sum(len(case.eps) for case in plan.cases)
+    # Bonferroni decides when to stop: what it decides Holm does.
+    level = (1.0 - plan.confidence_of_run) / claims
     tallies, seconds = [], []
+    watches = [_Watch(case, plan.delta, level) for case in plan.cases]
     with compiling_ahead(runs):
-        for case, run in zip(plan.cases, runs, strict=True):
+        for case, run, watch in zip(plan.cases, runs, watches, strict=True):
             start = time.perf_counter()
             report(str(case), work[case], 0.0)
             advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
-            tallies.append(engine.tally_run(run, [eps for eps, _ in case.eps], advance))
+            until = watch if plan.until_decided else None
+            tallies.append(engine.tally_run(run, [eps for eps, _ in case.eps], advance, until))
             seconds.append(time.perf_counter() - start)
             finished += work[case]
     return {
         "plan": {"hash": plan.hash, **plain(plan.source)},
+        "runs": {**plain(made._asdict()), "exploratory": made.exploratory},
         "environment": environment(plan.seed),
-        "cells": _cells(plan, runs, tallies, seconds),
+        "cells": _cells(plan, made, runs, tallies, watches, seconds),
     }
+
+
+class _Watch:
+    """Looks at a case's claims after each block; true once all of them are decided."""
+
+    def __init__(self, case: Case, delta: float, level: float):
+        self.evidence = {eps: Evidence() for eps, _ in case.eps}
+        self.delta, self.level = delta, level
+
+    def __call__(self, tally: Tally) -> bool:
+        self.evidence = {
+            eps: evidence.look(tally.counts(eps), self.delta)
+            for eps, evidence in self.evidence.items()
+        }
+        return all(evidence.decides(self.level) for evidence in self.evidence.values())
 
 
 def _trainings(plan: Plan) -> dict[tuple, int]:
@@ -107,7 +148,7 @@ def _seconds(case: Case) -> float:
     return 2.0 + 6e-10 * memory.trial_bytes(_design(case), _inputs(case)) * case.trials
 
 
-def _prepare(case: Case, seed: int, trained_targets: dict[tuple, Params]) -> engine.Run:
+def _prepare(case: Case, plan: Plan, trained_targets: dict[tuple, Params]) -> engine.Run:
     targets, domain, labelled = case.targets, case.ball, None
     if not isinstance(targets, Law):
         targets = trained_targets[case.network, targets]
@@ -115,7 +156,7 @@ def _prepare(case: Case, seed: int, trained_targets: dict[tuple, Params]) -> eng
         images = trained.as_inputs(case.network, digits.test_x)
         labelled = images, digits.test_y
         domain = images if case.domain == TEST_IMAGES else domain
-    return engine.prepare(
+    run = engine.prepare(
         case.network,
         targets,
         case.pruning,
@@ -124,34 +165,52 @@ def _prepare(case: Case, seed: int, trained_targets: dict[tuple, Params]) -> eng
         layers=case.layers,
         domain=domain,
         labelled=labelled,
-        seed=seed,
+        seed=plan.seed,
     )
+    return run._replace(block=min(run.block, LOOK)) if plan.until_decided else run
+
+
+def _decisions(plan: Plan, claims: Sequence[Claim], watches: Sequence[_Watch]) -> list[Decision]:
+    if not plan.until_decided:
+        return judge(claims, plan.confidence_of_run)
+    evidence = [e for watch in watches for e in watch.evidence.values()]
+    return judge_stopped(claims, evidence, plan.confidence_of_run)
 
 
 def _cells(
-    plan: Plan, runs: list[engine.Run], tallies: list[Tally], seconds: list[float]
+    plan: Plan,
+    made: ledger.Runs,
+    runs: list[engine.Run],
+    tallies: list[Tally],
+    watches: list[_Watch],
+    seconds: list[float],
 ) -> list[dict]:
     claims = [
         Claim(tally.counts(eps), plan.delta)
         for case, tally in zip(plan.cases, tallies, strict=True)
         for eps, _ in case.eps
     ]
-    decisions = iter(judge(claims, plan.confidence))
+    decisions = iter(_decisions(plan, claims, watches))
     cells = []
     for case, run, tally, spent in zip(plan.cases, runs, tallies, seconds, strict=True):
         facts = _facts(case, tally)
         for eps, source in case.eps:
             counts, decision = tally.counts(eps), next(decisions)
+            if made.exploratory:
+                decision = decision._replace(verdict=ESTIMATED)
+            proved = case.certificate is not None and case.certificate.eps <= eps
             cells.append(
                 {
                     **facts,
                     "eps": eps,
                     "eps_source": source,
                     "delta": plan.delta,
-                    "confidence": plan.confidence,
+                    "confidence": plan.confidence_of_run,
                     "trials": tally.trials,
+                    "budget": case.trials,
                     **counts._asdict(),
                     **decision._asdict(),
+                    "by_theorem": CERTIFIED if proved else None,
                     "block": run.block,
                     "seconds": spent,
                 }

@@ -1,0 +1,90 @@
+"""The ledger: which runs were made of a plan, so that none can be picked for what it showed.
+
+A plan is written before its data. Its seed is part of it, but another seed is not another claim:
+who may run one plan under seed after seed until a verdict pleases, errs as often as he likes. So
+a run is noted before its first trial, in a file beside its results, and every report lists all runs
+of its plan that this file knows, finished or not. A plan says beforehand how many seeds it is for
+(`runs`, 1 unless it says more) and its error is shared among them; a seed beyond these is
+exploratory, and its verdicts are `estimated`.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxprune.studies.plan import Plan
+from jaxprune.studies.result import sha256
+
+LEDGER = "jaxprune-runs.jsonl"
+
+
+class Runs(NamedTuple):
+    """All runs of a plan, the present one last.
+
+    Attributes:
+      claim: SHA-256 of the plan without its seed.
+      planned: how many seeds the plan is for.
+      seeds: of the runs, in the order in which each was first begun.
+      present: the present run's seed.
+    """
+
+    claim: str
+    planned: int
+    seeds: tuple[int, ...]
+    present: int
+
+    @property
+    def exploratory(self) -> bool:
+        """Whether the present seed is beyond those planned."""
+        return self.seeds.index(self.present) >= self.planned
+
+
+def claim_hash(source: Mapping[str, Any]) -> str:
+    """SHA-256 of a plan's source without its seed: of what it claims and how it decides."""
+    return sha256({key: value for key, value in source.items() if key != "seed"})
+
+
+def begin(plan: Plan, folder: Path | None) -> Runs:
+    """Notes a run and finds the earlier ones; run again under an earlier seed, it is that one.
+
+    Args:
+      plan: what is to be run.
+      folder: of the ledger; None for none, e.g. of a library call.
+
+    Raises:
+      ValueError: a ledger that cannot be read or written; one line.
+    """
+    claim = claim_hash(plan.source)
+    seeds: dict[int, None] = {}
+    if folder is not None:
+        path = folder / LEDGER
+        try:
+            seeds = dict.fromkeys(_seeds(path, claim))
+            entry = {
+                "claim": claim,
+                "plan": plan.hash,
+                "title": plan.title,
+                "seed": plan.seed,
+                "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            }
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ValueError(f"ledger {str(path)!r}: {reason}") from None
+    return Runs(claim, plan.runs, tuple(seeds | {plan.seed: None}), plan.seed)
+
+
+def _seeds(path, claim):
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            entry = entry["claim"], int(entry["seed"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ValueError(f"ledger {str(path)!r}, line {number}: not an entry") from None
+        if entry[0] == claim:
+            yield entry[1]
