@@ -57,6 +57,7 @@ def test_sampling_ends_at_the_first_look_that_decides_every_claim(plan_file):
     assert [cell["verdict"] for cell in cells] == [VIOLATED, HOLDS]
     (trials,) = {cell["trials"] for cell in cells}
     assert trials % LOOK == 0 and trials < 300 and cells[0]["budget"] == 1000
+    assert {cell["smallest_eps"] for cell in cells} == {0.7}
     # The same trials tallied by hand decide there and at no earlier look.
     (case,) = easy.cases
     run = jp.engine.prepare(
@@ -73,6 +74,19 @@ def test_sampling_ends_at_the_first_look_that_decides_every_claim(plan_file):
     assert tally.trials == trials
     for cell, eps in zip(cells, tally.eps, strict=True):
         assert {k: cell[k] for k in tally.counts(eps)._fields} == tally.counts(eps)._asdict()
+
+
+@pytest.mark.parametrize("until_decided", [False, True])
+def test_the_smallest_epsilon_is_tested_from_the_largest_down(plan_file, until_decided):
+    """0.3 fails, so that 0.58 is the smallest that passes, whatever smaller ones say."""
+    text = PLAN.replace("[0.01, 0.462, 0.7]", "[0.3, 0.58, 0.7]")
+    plan_file.write_text(
+        text.replace("until_decided = true", f"until_decided = {until_decided}".lower())
+    )
+    cells = verify(plans.load(plan_file, trials=400))["cells"]
+    assert {cell["smallest_eps"] for cell in cells} == {0.58}
+    plan_file.write_text(text.replace("[0.3, 0.58, 0.7]", "[0.1, 0.3]"))
+    assert verify(plans.load(plan_file, trials=400))["cells"][0]["smallest_eps"] is None
 
 
 def test_a_claim_at_its_boundary_uses_the_budget(plan_file):
@@ -111,6 +125,7 @@ def test_another_seed_is_another_try_and_is_exploratory(tmp_path, plan_file, mon
     assert [r["runs"]["seeds"] for r in results] == [[3], [3], [3, 4]]
     assert [r["runs"]["exploratory"] for r in results] == [False, False, True]
     assert {cell["verdict"] for cell in results[2]["cells"]} == {ESTIMATED}
+    assert {cell["smallest_eps"] for cell in results[2]["cells"]} == {None}
     assert results[0]["cells"][0]["verdict"] == results[1]["cells"][0]["verdict"] != ESTIMATED
     assert "exploratory" in (tmp_path / "c" / "report.html").read_text()
     # A changed plan is a new claim, with runs of its own.

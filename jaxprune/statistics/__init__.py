@@ -1,6 +1,7 @@
 """Statistics on the host, in float64: exact limits, many claims at once, verdicts."""
 
 from jaxprune.statistics.binomial import (
+    limits,
     lower_limit,
     p_value_at_least,
     p_value_at_most,
@@ -15,7 +16,12 @@ from jaxprune.statistics.ends import (
     level_of_one,
 )
 from jaxprune.statistics.exponent import MAX_POINTS, Exponent, exponent
-from jaxprune.statistics.many import holm
+from jaxprune.statistics.many import e_bh, fixed_sequence, holm
+from jaxprune.statistics.planning import (
+    trials_for_half_width,
+    trials_for_power,
+    trials_without_failure,
+)
 from jaxprune.statistics.sequential import (
     Sprt,
     log_e_holds,
@@ -52,13 +58,16 @@ __all__ = [
     "Evidence",
     "Exponent",
     "Sprt",
+    "e_bh",
     "exponent",
+    "fixed_sequence",
     "holm",
     "judge",
     "judge_ends",
     "judge_stopped",
     "least_trials",
     "level_of_one",
+    "limits",
     "log_e_holds",
     "log_e_violated",
     "log_mixture",
@@ -66,5 +75,8 @@ __all__ = [
     "p_value_at_least",
     "p_value_at_most",
     "sequence_limits",
+    "trials_for_half_width",
+    "trials_for_power",
+    "trials_without_failure",
     "upper_limit",
 ]

@@ -42,6 +42,15 @@ def lower_limit(failures, trials, alpha):
     return np.where(k == 0, 0.0, np.nextafter(beyond, 0.0))[()]
 
 
+def limits(failures, trials, alpha):
+    """Two-sided limits: `P(p < L or p > U) <= alpha`, half of it on either side.
+
+    Args are those of `upper_limit`, alpha of both sides together.
+    """
+    half = 0.5 * np.asarray(alpha, np.float64)
+    return lower_limit(failures, trials, half), upper_limit(failures, trials, half)
+
+
 def least(true_from, shape):
     """The least float64 in [0, 1] from which on a rising condition is true, or 1.
 

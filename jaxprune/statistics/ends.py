@@ -5,11 +5,11 @@ only, chosen by what other cells showed, is covered by Bonferroni's over ALL cel
 looked at: each cell's verdict is a function of its trials, whether anyone asks or not.
 """
 
-import math
 from typing import NamedTuple
 
 from jaxprune import validation
 from jaxprune.statistics import binomial
+from jaxprune.statistics.planning import trials_without_failure
 from jaxprune.statistics.verdict import HOLDS, UNDECIDED, VIOLATED, Counts
 
 BRACKET = "bracket"
@@ -63,8 +63,7 @@ def level_of_one(confidence: float, cells: int) -> float:
 
 def least_trials(delta: float, level: float) -> int:
     """The least number of trials with which a cell can be said to hold, and to be violated."""
-    least = math.log(level) / math.log(max(delta, 1.0 - delta))
-    return math.ceil(least * (1.0 + 1e-12))
+    return trials_without_failure(min(delta, 1.0 - delta), level)
 
 
 def judge_ends(counts: Counts, delta: float, level: float) -> Ends:

@@ -1,5 +1,6 @@
 """Does the claim `P(gap <= eps) >= 1 - delta` hold? Every case of a plan, sampled and judged."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from jaxprune.statistics import (
     Claim,
     Decision,
     Evidence,
+    fixed_sequence,
     judge,
     judge_stopped,
+    p_value_at_most,
 )
 from jaxprune.studies import runs as ledger
 from jaxprune.studies import trained
@@ -192,8 +195,10 @@ def _cells(
     ]
     decisions = iter(_decisions(plan, claims, watches))
     cells = []
-    for case, run, tally, spent in zip(plan.cases, runs, tallies, seconds, strict=True):
+    rows = zip(plan.cases, runs, tallies, watches, seconds, strict=True)
+    for case, run, tally, watch, spent in rows:
         facts = _facts(case, tally)
+        facts["smallest_eps"] = None if made.exploratory else _smallest_eps(plan, tally, watch)
         for eps, source in case.eps:
             counts, decision = tally.counts(eps), next(decisions)
             if made.exploratory:
@@ -216,6 +221,18 @@ def _cells(
                 }
             )
     return plain(cells)
+
+
+def _smallest_eps(plan: Plan, tally: Tally, watch: _Watch) -> float | None:
+    """The least epsilon of a case that passes, tested from the largest down."""
+    falling = sorted(tally.eps, reverse=True)
+    if plan.until_decided:
+        p_values = [math.exp(-watch.evidence[eps].holds) for eps in falling]
+    else:
+        failures = [tally.counts(eps).not_close for eps in falling]
+        p_values = p_value_at_most(failures, tally.trials, plan.delta)
+    passed = fixed_sequence(p_values, 1.0 - plan.confidence_of_run)
+    return falling[passed - 1] if passed else None
 
 
 def _facts(case: Case, tally: Tally) -> dict[str, Any]:
