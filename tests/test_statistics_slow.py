@@ -18,13 +18,13 @@ from jaxprune.statistics import (
 
 pytestmark = pytest.mark.slow
 
-ALPHA, RUNS, LOOKS = 0.01, 10_000, 1000
+ALPHA, RUNS, LOOKS = 0.01, 10_000, 200
 MOST = 151
 """P(Bin(10^4, 0.01) > 151) < 1e-6: more misses than this disprove an error rate of 0.01."""
 
 
 def looked_at(delta, first=20):
-    """Failures and trials at 1000 looks, spread evenly in log n from `first` to 10^6."""
+    """Failures and trials at 200 looks, spread evenly in log n from `first` to 10^6."""
     n = np.unique(np.geomspace(first, 10**6, LOOKS).astype(np.int64))
     rng = np.random.default_rng(round(1e4 * delta))
     steps = rng.binomial(np.diff(n, prepend=0), delta, size=(RUNS, len(n)))

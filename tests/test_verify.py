@@ -276,7 +276,7 @@ def test_a_terminal_that_fails_costs_no_result(tmp_path, how):
 
 
 def test_an_interrupt_writes_nothing(tmp_path, monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
@@ -290,7 +290,7 @@ def test_help_names_every_option(capsys):
         cli.main(["verify", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--plan", "--trials", "--seed", "--out", "--json"):
+    for option in ("--plan", "--trials", "--seed", "--until-decided", "--out", "--json"):
         assert option in text
 
 
