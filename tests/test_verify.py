@@ -70,6 +70,8 @@ CELL_KEYS = {
         "verdict",
         "by_theorem",
         "smallest_eps",
+        "survival",
+        "gap_quantile_limits",
         "certified_eps",
         "gap_lower_quantiles",
     ),

@@ -39,9 +39,12 @@ class Histogram:
         Returns:
           The edge; infinity where the quantile is not among the counted.
         """
-        rank = max(1, math.ceil(p * total))
+        return self.ranked(max(1, math.ceil(p * total)), above=above) if total else math.inf
+
+    def ranked(self, rank: int, *, above: bool) -> float:
+        """The number of a rank, the smallest having rank 1; as `quantile`."""
         cumulative = np.cumsum(self.counts)
-        if total == 0 or rank > cumulative[-1]:
+        if rank > cumulative[-1]:
             return math.inf
         bucket = int(np.searchsorted(cumulative, rank))
         edges = np.array([bucket << 16, (bucket << 16) | 0xFFFF], np.uint32).view(np.float32)

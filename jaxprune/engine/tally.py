@@ -4,6 +4,7 @@ Blocks may arrive in any order and grouping: every part merges exactly, associat
 commutatively. Comparisons are made in float64, so epsilon is never moved by a cast.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxprune import validation
 from jaxprune.engine.sums import Distribution, Histogram, Moments
 from jaxprune.engine.trial import Trial
-from jaxprune.statistics import Counts
+from jaxprune.statistics import Counts, quantile_ranks
 
 GUARD = 1e-4
 """Relative guard band around epsilon; a number this close to it decides nothing. The same trial
@@ -147,6 +148,23 @@ class Tally:
             self.lower.quantile(p, self.trials, above=False),
             self.upper.quantile(p, self.trials, above=True),
         )
+
+    def gap_quantile_limits(self, tail: float, alpha: float) -> tuple[float, float]:
+        """Limits of the gap that a fraction `tail` of all pairs exceeds, by order statistics.
+
+        With probability 1 - alpha both are right, whatever the distribution, if the number of
+        trials was fixed beforehand (`statistics.quantile_ranks`). The lower one is of lower bounds,
+        the upper one of upper bounds, rounded outward by at most 0.8 %; a trial that is not finite
+        counts as the smallest of the ones and the largest of the others.
+
+        Returns:
+          0 and infinity where the trials are too few.
+        """
+        low, high, _, _ = quantile_ranks(self.trials, tail, alpha)
+        least = 0.0
+        if low is not None and low > self.nonfinite:
+            least = self.lower.ranked(low - self.nonfinite, above=False)
+        return least, math.inf if high is None else self.upper.ranked(high, above=True)
 
     def mean_squared_gap(self) -> tuple[float, float]:
         """Mean over the finite trials of the mean squared gap per output, and its standard error.

@@ -7,6 +7,15 @@ from jaxprune.statistics.binomial import (
     p_value_at_most,
     upper_limit,
 )
+from jaxprune.statistics.distribution import (
+    Ranks,
+    Survival,
+    dkw_at_look,
+    dkw_half_width,
+    quantile_ranks,
+    survival,
+    tolerance_trials,
+)
 from jaxprune.statistics.ends import (
     BRACKET,
     TRIALS,
@@ -57,7 +66,11 @@ __all__ = [
     "Ends",
     "Evidence",
     "Exponent",
+    "Ranks",
     "Sprt",
+    "Survival",
+    "dkw_at_look",
+    "dkw_half_width",
     "e_bh",
     "exponent",
     "fixed_sequence",
@@ -74,7 +87,10 @@ __all__ = [
     "lower_limit",
     "p_value_at_least",
     "p_value_at_most",
+    "quantile_ranks",
     "sequence_limits",
+    "survival",
+    "tolerance_trials",
     "trials_for_half_width",
     "trials_for_power",
     "trials_without_failure",

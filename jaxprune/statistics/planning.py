@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune import validation
 from jaxprune.statistics import binomial
+from jaxprune.statistics.distribution import tolerance_trials
 
 
 def trials_without_failure(delta: float, alpha: float) -> int:
@@ -27,15 +28,7 @@ def trials_without_failure(delta: float, alpha: float) -> int:
       ValueError: a number out of range, or more than 10^12 trials.
     """
     delta = validation.real("delta", delta, 0.0, 1.0)
-    alpha = validation.real("alpha", alpha, 0.0, 1.0)
-    n = max(1, math.ceil(math.log(alpha) / math.log1p(-delta)))
-    _check(n)
-    # The quotient is rounded: the test itself decides.
-    while n > 1 and binomial.p_value_at_most(0, n - 1, delta) <= alpha:
-        n -= 1
-    while binomial.p_value_at_most(0, n, delta) > alpha:
-        n += 1
-    return n
+    return tolerance_trials(delta, alpha)
 
 
 def trials_for_half_width(half_width: float, p: float, alpha: float) -> int:

@@ -21,6 +21,7 @@ from jaxprune.statistics import (
     judge,
     judge_stopped,
     p_value_at_most,
+    survival,
 )
 from jaxprune.studies import runs as ledger
 from jaxprune.studies import trained
@@ -198,6 +199,7 @@ def _cells(
     rows = zip(plan.cases, runs, tallies, watches, seconds, strict=True)
     for case, run, tally, watch, spent in rows:
         facts = _facts(case, tally)
+        facts |= _whole_distribution(plan, tally)
         facts["smallest_eps"] = None if made.exploratory else _smallest_eps(plan, tally, watch)
         for eps, source in case.eps:
             counts, decision = tally.counts(eps), next(decisions)
@@ -221,6 +223,21 @@ def _cells(
                 }
             )
     return plain(cells)
+
+
+def _whole_distribution(plan: Plan, tally: Tally) -> dict[str, Any]:
+    """Limits at all epsilons together, and of one quantile; null unless the trials were fixed."""
+    if plan.until_decided:
+        return {"survival": None, "gap_quantile_limits": None}
+    alpha, rising = 1.0 - plan.confidence_of_run, sorted(set(tally.eps))
+    band = survival([tally.counts(eps) for eps in rising], alpha)
+    return {
+        "survival": [
+            {"eps": eps, "low": low, "high": high}
+            for eps, low, high in zip(rising, band.low, band.high, strict=True)
+        ],
+        "gap_quantile_limits": tally.gap_quantile_limits(plan.delta, alpha),
+    }
 
 
 def _smallest_eps(plan: Plan, tally: Tally, watch: _Watch) -> float | None:
