@@ -26,6 +26,7 @@ from jaxprune.statistics.ends import (
 )
 from jaxprune.statistics.exponent import MAX_POINTS, Exponent, exponent
 from jaxprune.statistics.many import e_bh, fixed_sequence, holm
+from jaxprune.statistics.means import Mean, betting, empirical_bernstein
 from jaxprune.statistics.planning import (
     trials_for_half_width,
     trials_for_power,
@@ -66,12 +67,15 @@ __all__ = [
     "Ends",
     "Evidence",
     "Exponent",
+    "Mean",
     "Ranks",
     "Sprt",
     "Survival",
+    "betting",
     "dkw_at_look",
     "dkw_half_width",
     "e_bh",
+    "empirical_bernstein",
     "exponent",
     "fixed_sequence",
     "holm",
