@@ -69,6 +69,26 @@ def test_trials_for_power_against_every_number(delta, p, alpha, power):
     assert found == weak[-1] + 1
 
 
+@pytest.mark.parametrize("p", [1e-9, 5e-8])
+def test_rare_failures_are_planned_without_a_list_of_all_numbers(p):
+    """The window that is enough, and the number before it that is not, by the tails themselves."""
+    delta, alpha, power = 1e-8, 0.01, 0.9
+    n = trials_for_power(delta, p, alpha, power)
+
+    def chance(n):
+        k = np.arange(200)
+        if p < delta:
+            decides = stats.binom.cdf(k, n, delta) <= alpha
+            return stats.binom.cdf(k[decides][-1], n, p)
+        decides = stats.binom.sf(k - 1, n, delta) <= alpha
+        return stats.binom.sf(k[decides][0] - 1, n, p)
+
+    slack = 1e-5  # SciPy's own error at 10^9 trials, and where it puts a tooth
+    assert chance(n + 100) >= power - slack and chance(n - 100) < power + slack
+    for later in n + np.linspace(0, 3e8, 300).astype(int):
+        assert chance(later) >= power - slack
+
+
 def test_fixed_designs_of_the_handbook_s_size():
     """0.999 against 0.99 at 90 % power: 839 trials suffice where 10 times delta separates."""
     n = trials_for_power(0.01, 0.001, 0.01, 0.9)

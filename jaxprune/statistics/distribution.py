@@ -108,8 +108,8 @@ def quantile_ranks(trials: int, tail: float, alpha: float, *, sides: int = 2) ->
     at_least = lambda k: float(binomial.p_value_at_least(k, n, tail))
     at_most = lambda k: float(binomial.p_value_at_most(k, n, tail))
     # In numbers of trials above q: the least k that is hardly reached, the least that is.
-    too_many = _first(lambda k: at_least(k) <= level, 1, n)
-    enough = _first(lambda k: at_most(k) > level, 0, n)
+    too_many = first_integer(lambda k: at_least(k) <= level, 1, n)
+    enough = first_integer(lambda k: at_most(k) > level, 0, n)
     low = n + 1 - too_many if too_many <= n else None
     high = n + 1 - enough if enough > 0 else None
     return Ranks(
@@ -138,7 +138,7 @@ def tolerance_trials(tail: float, alpha: float, *, rank: int = 1) -> int:
     alpha = validation.real("alpha", alpha, 0.0, 1.0)
     rank = validation.integer("rank", rank, 1, binomial.MAX_TRIALS)
     enough = lambda n: binomial.p_value_at_most(rank - 1, n, tail) <= alpha
-    n = _first(enough, rank, binomial.MAX_TRIALS)
+    n = first_integer(enough, rank, binomial.MAX_TRIALS)
     if n > binomial.MAX_TRIALS:
         raise ValueError(f"trials: more than {binomial.MAX_TRIALS:g} would be needed")
     return n
@@ -151,10 +151,10 @@ def survival(counts: Sequence[Counts], alpha: float) -> Survival:
     which also resolve tails. Only far trials raise the lower limit; all that are not close raise
     the upper one: the true gaps lie between, so limits from these counts enclose theirs.
 
-    In the middle of a distribution, on a fine grid, those are wider than the band of `dkw_half_
-    width`, which costs the same whatever m. Where the widest pair that m, n and alpha allow, at
-    n / 2, would be so, half of alpha goes to the band, half to the exact limits, and the tighter
-    of each counts. This is settled by m, n and alpha, before any trial.
+    In the middle of a distribution, on a fine grid, those are wider than the band of
+    `dkw_half_width`, which costs the same whatever m. Where the widest pair that m, n and alpha
+    allow, at n / 2, would be so, half of alpha goes to the band, half to the exact limits, and the
+    tighter of each counts. This is settled by m, n and alpha, before any trial.
 
     Args:
       counts: of the same independent trials at each epsilon, which must be fixed beforehand, in
@@ -203,7 +203,7 @@ def _of_the_same_trials(counts):
     return counts, sum(counts[0])
 
 
-def _first(true_from, low: int, high: int) -> int:
+def first_integer(true_from, low: int, high: int) -> int:
     """The first integer in [low, high] from which on a condition is true, or high + 1."""
     high += 1
     while low < high:

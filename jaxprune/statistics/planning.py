@@ -7,11 +7,10 @@ Where more trials may again be too few, the number returned is the one from whic
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from jaxprune import validation
 from jaxprune.statistics import binomial
-from jaxprune.statistics.distribution import tolerance_trials
+from jaxprune.statistics.binomial import MAX_TRIALS
+from jaxprune.statistics.distribution import first_integer, tolerance_trials
 
 
 def trials_without_failure(delta: float, alpha: float) -> int:
@@ -48,12 +47,15 @@ def trials_for_half_width(half_width: float, p: float, alpha: float) -> int:
     p = validation.real("p", p, 0.0, 0.5 + 1e-12)
     alpha = validation.real("alpha", alpha, 0.0, 1.0)
 
+    count = lambda n: math.floor(n * p)
+    start = lambda k: first_integer(lambda n: count(n) >= k, 1, MAX_TRIALS)
+
     def enough(n):
-        k = np.floor(n * p).astype(np.int64)
-        low, high = binomial.limits(k, n, alpha)
+        low, high = binomial.limits(count(n), n, alpha)
         return high - low <= 2 * half_width
 
-    return _from_which_on(enough, tooth=1.0 / p)
+    # From n = start(k) on the count is k and the limits close in: at start(k) they are widest.
+    return _from_which_on(enough, start, again=8)
 
 
 def trials_for_power(delta: float, p: float, alpha: float, power: float) -> int:
@@ -78,44 +80,46 @@ def trials_for_power(delta: float, p: float, alpha: float, power: float) -> int:
     if p == delta:
         raise ValueError(f"p = {p!r}: another number than delta is needed")
 
+    again = math.ceil(8 / (1.0 - delta))
+    if p < delta:
+        # Up to k failures decide from n = start(k) on; before start(k + 1) they are least likely.
+        start = lambda k: tolerance_trials(delta, alpha, rank=k + 1)
+        enough = lambda k: binomial.p_value_at_most(k, start(k + 1) - 1, p) >= power
+        return start(_last_failing(enough, again) + 1)
+
+    # From n = start(k) on k failures are too few; there those that decide are least likely.
+    few = lambda k, n: binomial.p_value_at_least(k, n, delta) > alpha
+    start = lambda k: first_integer(lambda n: few(k, n), max(k, 1), MAX_TRIALS)
+
     def enough(n):
-        if p < delta:  # few failures decide: the largest such count, -1 for none
-            decides = lambda k: binomial.p_value_at_most(k, n, delta) <= alpha
-            k = _last(decides, n)
-            return np.where(k < 0, 0.0, binomial.p_value_at_most(np.maximum(k, 0), n, p)) >= power
-        decides = lambda k: binomial.p_value_at_least(k, n, delta) > alpha
-        k = _last(decides, n) + 1  # the least count that decides, n + 1 for none
-        return np.where(k > n, 0.0, binomial.p_value_at_least(np.minimum(k, n), n, p)) >= power
+        k = first_integer(lambda k: not few(k, n), 0, n)
+        return k <= n and binomial.p_value_at_least(k, n, p) >= power
 
-    return _from_which_on(enough, tooth=1.0 / min(delta, 1.0 - delta))
+    return _from_which_on(enough, start, again)
 
 
-def _last(true_up_to: Callable, n: np.ndarray) -> np.ndarray:
-    """The last count 0 .. n up to which a falling condition is true, -1 for none."""
-    low, high = np.full(n.shape, -1, np.int64), n.astype(np.int64) + 1
-    while (high - low > 1).any():
-        middle = np.clip((low + high) // 2, 0, n)
-        true = true_up_to(middle)
-        wide = high - low > 1
-        low, high = np.where(wide & true, middle, low), np.where(wide & ~true, middle, high)
-    return low
+def _from_which_on(enough: Callable[[int], bool], start: Callable[[int], int], again: int) -> int:
+    """The number of trials from which on all are enough.
+
+    From each start(k) to the next a number that is enough is followed by such.
+    """
+    k = _last_failing(lambda k: enough(_within(start(k))), again)
+    return first_integer(enough, start(k), start(k + 1) - 1) if k >= 0 else start(0)
 
 
-def _from_which_on(enough: Callable, tooth: float) -> int:
-    """The n from which on `enough` is true, of a condition that is so but for teeth of a length."""
-    low, high = 0, 1
-    while not enough(np.array([high]))[0]:
-        low, high = high, 2 * high
-        _check(high)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(np.array([middle]))[0] else (middle, high)
-    # Teeth before and behind: the last that fails there is the last of all.
-    near = np.arange(max(1, high - 2), high + math.ceil(8 * tooth) + 8)
-    failing = near[~enough(near)]
-    return int(failing[-1]) + 1 if len(failing) else high
+def _last_failing(enough: Callable[[int], bool], again: int) -> int:
+    """The last k = 0, 1, ... of which a rising condition is false, -1 for none.
+
+    For `again` numbers more it may fall back, as rounded counts make it.
+    """
+    high = 0
+    while not enough(high):
+        high = 2 * high + 1
+    k = first_integer(enough, 0, high)
+    return max((j for j in range(k, k + again) if not enough(j)), default=k - 1)
 
 
-def _check(n):
-    if n > binomial.MAX_TRIALS:
-        raise ValueError(f"trials: more than {binomial.MAX_TRIALS:g} would be needed")
+def _within(n):
+    if n > MAX_TRIALS:
+        raise ValueError(f"trials: more than {MAX_TRIALS:g} would be needed")
+    return n
