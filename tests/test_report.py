@@ -86,7 +86,14 @@ def result():
         cell(**trained, sparsity=0.8, pruning="random", gap_lower_quantiles=nothing),
     ]
     return {
-        "plan": {"title": HOSTILE, "hash": "ab" * 32, "confidence": 0.99, "delta": 0.05, "seed": 1},
+        "plan": {
+            "title": HOSTILE,
+            "hash": "ab" * 32,
+            "confidence": 0.99,
+            "delta": 0.05,
+            "seed": 1,
+            "until_decided": False,
+        },
         "runs": {"planned": 1, "seeds": [1], "present": 1, "exploratory": False},
         "environment": {"jax": "0.0", "device": HOSTILE},
         "cells": cells,
@@ -307,3 +314,11 @@ def test_limits_mark_every_claim_by_its_verdict(result):
     segments = [s for c in ax.collections for s in c.get_segments()]
     assert len(segments) == 6
     assert all(np.allclose(s[:, 0], [0.88765, 0.99123]) for s in segments)
+
+
+def test_an_exploratory_run_s_claims_are_drawn_too():
+    cells = [cell(verdict="estimated")] * 2
+    ax = plots.limits(Figure().add_subplot(), cells)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["estimated (2)", "1 − δ"]
+    assert sum(len(c.get_segments()) for c in ax.collections) == 2

@@ -135,6 +135,12 @@ def test_another_seed_is_another_try_and_is_exploratory(tmp_path, plan_file, mon
     assert changed["claim"] != results[0]["runs"]["claim"]
 
 
+def test_a_default_written_out_is_no_other_plan(plan_file):
+    claim = runs.claim_hash(plans.load(plan_file).source)
+    plan_file.write_text(PLAN.replace("trials = 1000", "trials = 1000\nruns = 1"))
+    assert runs.claim_hash(plans.load(plan_file).source) == claim
+
+
 def test_planned_runs_share_the_error(plan_file):
     plan_file.write_text(PLAN.replace("trials = 1000", "trials = 64\nruns = 4"))
     plan = plans.load(plan_file)

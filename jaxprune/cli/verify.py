@@ -55,15 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan_help() -> str:
-    lines = [
-        "A plan has the keys",
-        "",
-        *_keys({key: meaning for key, meaning in plans.PLAN_KEYS.items() if key != "experiment"}),
-        "",
-        "and tables [[experiment]], one for every combination of the lists in it, with the keys",
-        "",
-        *_keys(plans.EXPERIMENT_KEYS),
-    ]
+    lines = ["A plan has the keys", "", *_keys(plans.PLAN_KEYS)]
+    lines += ["", "and a table [[experiment]]", "", *_keys(plans.EXPERIMENT_KEYS)]
     return "\n".join(lines)
 
 

@@ -7,13 +7,15 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from jaxprune.report.words import plain, target
+from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, VIOLATED
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 VERDICT_MARKERS = {
-    "holds": ("o", "#1b7837"),
-    "undecided": ("d", "#b8860b"),
-    "violated": ("x", "#b2182b"),
+    HOLDS: ("o", "#1b7837"),
+    UNDECIDED: ("d", "#b8860b"),
+    VIOLATED: ("x", "#b2182b"),
 }
+EXPLORATORY_MARKERS = {ESTIMATED: ("s", "#555555")}
 
 
 def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
@@ -104,7 +106,9 @@ def survival(ax: Axes, cell: dict[str, Any]) -> Axes:
 
 def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     """Confidence limits of P(gap <= eps) of every claim against the 1 - delta that it needs."""
-    for verdict, (marker, color) in VERDICT_MARKERS.items():
+    exploratory = any(cell["verdict"] == ESTIMATED for cell in cells)
+    markers = EXPLORATORY_MARKERS if exploratory else VERDICT_MARKERS
+    for verdict, (marker, color) in markers.items():
         rows = [(i, cell) for i, cell in enumerate(cells) if cell["verdict"] == verdict]
         ax.hlines(
             [i for i, _ in rows],

@@ -59,13 +59,10 @@ def target(cell: dict[str, Any]) -> str:
 def caption(result: dict[str, Any]) -> list[str]:
     """What the columns mean, with every confidence in words."""
     confidence = percent(result["cells"][0]["confidence"])
-    stopped = result["plan"].get("until_decided", False)
-    limits = (
-        "Confidence-sequence limits, right at any look,"
-        if stopped
-        else ("one-sided Clopper–Pearson limits")
-    )
-    test = "Holm on e-processes, right whenever a simulation stops," if stopped else "Holm"
+    limits, test = "one-sided Clopper–Pearson limits", "Holm"
+    if result["plan"]["until_decided"]:
+        limits = "limits of a confidence sequence, right at any look,"
+        test = "Holm on e-processes, right whenever a simulation stops,"
     return [
         "Claim of each row: P(gap ≤ ε) ≥ 1 − δ. Gap: sup ‖F(x) − f(x)‖ over a ball, or the "
         "largest over the test images. P: over weights (or trainings) and masks; images are fixed.",

@@ -1,6 +1,6 @@
 """Plans: what is sampled and what is claimed, written down before any of it is looked at.
 
-A plan is a TOML file. Its top level holds `title`, `seed`, `delta`, `confidence`; each
+A plan is a TOML file. Its top level holds the keys in `PLAN_KEYS`; each
 `[[experiment]]` is a table of the keys in `EXPERIMENT_KEYS`, and stands for every combination of
 its networks, prunings, amounts and domains. `default.toml` beside this file shows them all.
 """
@@ -39,7 +39,7 @@ PLAN_KEYS = {
     "trials": "pairs in every simulation (1000)",
     "until_decided": "true: a simulation ends once its claims are decided; trials are its budget",
     "runs": "for how many seeds the plan is; they share 1 - confidence (1)",
-    "experiment": "tables",
+    "experiment": "tables, one for every combination of the lists in it, with the keys below",
 }
 EXPERIMENT_KEYS = {
     "title": "heading in the table",
@@ -231,6 +231,7 @@ def parse(
             raise ValueError(f"experiment {i}: the plan has more than {MAX_CASES} cases")
     title = _text("title", source.get("title", "Untitled plan"))
     source |= {"title": title, "seed": seed, "delta": delta, "confidence": confidence}
+    source |= {"until_decided": until_decided, "runs": runs}
     return Plan(title, seed, delta, confidence, until_decided, runs, tuple(cases), source)
 
 
