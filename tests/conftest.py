@@ -6,7 +6,7 @@ import tempfile
 
 # One worker a core: NumPy's own threads would only get into each other's way.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# What the engine asks of the compiler, for the tests' own programs too: half of the suite's time.
+# What the engine asks of the compiler, for the tests' own programs too.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax

@@ -59,13 +59,12 @@ def ascend(
         return x[jax.lax.top_k(values, n)[1]]
 
     few = starts // 8
-    sampled = best(x, values, starts - few)
+    chosen = best(x, values, starts - few)
     if few:
         warm = _warm(network, params, removed, best(x, values, min(WARM, len(x))))
         warm = best(warm, lengths(jax.vmap(at)(warm)), few)
-        sampled = jnp.concatenate([sampled, warm])
-    x = sampled
-    return climb(at, lengths, scaled, _by_turns(steps), x, steps)
+        chosen = jnp.concatenate([chosen, warm])
+    return climb(at, lengths, scaled, _by_turns(steps), chosen, steps)
 
 
 def _by_turns(steps: int) -> Step:

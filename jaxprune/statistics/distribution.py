@@ -171,7 +171,7 @@ def survival(counts: Sequence[Counts], alpha: float) -> Survival:
     if n and _widest(n, level) > 2 * dkw_half_width(n, alpha):
         level, half = alpha / (4 * m), dkw_half_width(n, alpha / 2)
     far = [c.far for c in counts]
-    not_close = [n - c.close for c in counts]
+    not_close = [c.not_close for c in counts]
     low = binomial.lower_limit(far, [n] * m, level)
     high = binomial.upper_limit(not_close, [n] * m, level)
     return Survival(
@@ -188,19 +188,16 @@ def _widest(n, level):
 
 
 def _of_the_same_trials(counts):
-    counts = [
-        Counts(*(validation.integer(k, v, 0, binomial.MAX_TRIALS) for k, v in c._asdict().items()))
-        for c in counts
-    ]
+    counts = [c.checked() for c in counts]
     if not counts:
         raise ValueError("counts = []: those of at least one epsilon are needed")
     for a, b in itertools.pairwise(counts):
-        same = sum(a) == sum(b) and a.nonfinite == b.nonfinite
+        same = a.trials == b.trials and a.nonfinite == b.nonfinite
         if not (same and a.close <= b.close and a.far >= b.far):
             raise ValueError(
                 f"counts = {tuple(a)}, {tuple(b)}: the same trials, at rising epsilons, are needed"
             )
-    return counts, sum(counts[0])
+    return counts, counts[0].trials
 
 
 def first_integer(true_from, low: int, high: int) -> int:

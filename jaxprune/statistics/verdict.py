@@ -38,6 +38,11 @@ class Counts(NamedTuple):
     far: int
     nonfinite: int
 
+    def checked(self) -> "Counts":
+        """The same as Python integers; a ValueError that names the one out of range."""
+        fields = self._asdict().items()
+        return Counts(*(validation.integer(k, v, 0, binomial.MAX_TRIALS) for k, v in fields))
+
     @property
     def trials(self) -> int:
         return sum(self)
@@ -107,10 +112,7 @@ def columns(claims: Sequence[Claim]) -> tuple[list[int], list[int], list[int], l
             "counts", claim.counts, Counts, "Counts(close, between, far, nonfinite)"
         )
         validation.real("delta", claim.delta, 0.0, 1.0)
-    counts = [
-        Counts(*(validation.integer(k, v, 0, binomial.MAX_TRIALS) for k, v in c._asdict().items()))
-        for c, _ in claims
-    ]
+    counts = [claim.counts.checked() for claim in claims]
     return (
         [c.trials for c in counts],
         [c.not_close for c in counts],
@@ -129,7 +131,5 @@ def decide(alpha: float, *, holds, violated, low, high) -> list[Decision]:
     """
     holds, violated = holm(holds), holm(violated)
     verdicts = np.where(holds <= alpha, HOLDS, np.where(violated <= alpha, VIOLATED, UNDECIDED))
-    rows = (
-        column.tolist() for column in (verdicts, np.asarray(low), np.asarray(high), holds, violated)
-    )
-    return [Decision(*row) for row in zip(*rows, strict=True)]
+    rows = zip(*map(np.ndarray.tolist, (verdicts, low, high, holds, violated)), strict=True)
+    return [Decision(*row) for row in rows]
