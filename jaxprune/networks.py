@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import activations, validation
 from jaxprune.activations import Activation
@@ -185,6 +186,9 @@ def dense(widths: Sequence[int], activation: Activation = activations.relu) -> N
     Raises:
       ValueError: fewer than two widths, or a width below 1.
     """
+    widths = validation.instance(
+        "widths", widths, Sequence | np.ndarray, "a list of at least two widths"
+    )
     if len(widths) < 2:
         raise ValueError(f"widths = {tuple(widths)!r}: at least two widths are needed")
     widths = [validation.integer("width", d, 1) for d in widths]
@@ -217,6 +221,9 @@ def convolutional(
     Raises:
       ValueError: a number below 1, an unknown padding, or an image smaller than a kernel.
     """
+    channels = validation.instance(
+        "channels", channels, Sequence | np.ndarray, "a list of at least two"
+    )
     if len(channels) < 2:
         raise ValueError(f"channels = {tuple(channels)!r}: at least two numbers are needed")
     channels = [validation.integer("channels", c, 1) for c in channels]

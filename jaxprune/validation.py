@@ -44,7 +44,9 @@ def real(name: str, value: Any, low: float, high: float, *, open: bool = True) -
 def instance(name: str, value: Any, kind: type, needed: str) -> Any:
     """`value` if it is a `kind`; `needed` says in words what is."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name} = {str(value)[:60]!r}: {needed} is needed")
+        shown = " ".join(str(value).split())
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise ValueError(f"{name} = {shown!r}: {needed} is needed")
     return value
 
 

@@ -15,7 +15,6 @@ from test_intervals import difference64
 
 import jaxprune as jp
 from jaxprune import activations, engine, gaps, inputs, laws, networks, pruning
-from jaxprune.engine import keys
 from jaxprune.engine.trial import draw_pair
 from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.pruning import Fraction
@@ -145,8 +144,8 @@ def test_accounts_of_many_pairs():
     @jax.jit
     @jax.vmap
     def pairs(low):
-        drawn, params, removed = draw_pair(run.design, run.numbers, (jnp.uint32(0), low))
-        return params, removed, inputs.sphere(drawn[keys.INPUTS, 0], 16, (6,))
+        key, params, removed = draw_pair(run.design, run.numbers, (jnp.uint32(0), low))
+        return params, removed, inputs.sphere(key, 16, (6,))
 
     params, removed, x = pairs(np.arange(11, dtype=np.uint32))
     for i in range(11):

@@ -202,8 +202,20 @@ def test_numbers_do_not_compile_again():
         run = engine.prepare(
             network, laws.uniform(gain), pruning.random, amount, domain=SMALL, seed=seed
         )
-        programs.add(id(engine.compiled_block(run)))
+        programs.add(engine.compiled_block(run))
     assert len(programs) == 1
+
+
+def test_laws_and_pruning_methods_share_the_program_that_measures():
+    network = networks.dense((4, 5, 5, 3))
+    draws, measures = set(), set()
+    for law in (laws.uniform(), laws.normal()):
+        for method in (pruning.random, pruning.magnitude):
+            run = engine.prepare(network, law, method, Fraction(0.5), domain=SMALL)
+            block = engine.compiled_block(run)
+            draws.add(block.draw)
+            measures.add(block.measure)
+    assert (len(draws), len(measures)) == (4, 1)
 
 
 def test_accuracy_needs_classes():
@@ -237,7 +249,11 @@ def test_too_large_for_memory_is_refused_before_anything_is_compiled():
 )
 def test_the_memory_estimate_is_an_upper_bound(network, domain):
     run = engine.prepare(network, LAW, pruning.random, Fraction(0.5), domain=domain, block=16)
-    needed = engine.compiled_block(run).memory_analysis().temp_size_in_bytes
+    drawing, measuring = (p.memory_analysis() for p in engine.compiled_block(run))
+    needed = max(
+        drawing.temp_size_in_bytes + drawing.output_size_in_bytes,
+        measuring.temp_size_in_bytes + measuring.argument_size_in_bytes,
+    )
     assert needed <= 16 * memory.trial_bytes(run.design, 64) <= 20 * needed
 
 

@@ -58,6 +58,7 @@ def cell(**changes):
         "accuracy_pruned": None,
         "accuracy_change": None,
         "worst_trials": [{"trial": 5, "gap": 0.06}],
+        "by_theorem": None,
         "seconds": 1.0,
     } | changes
 
@@ -78,7 +79,7 @@ def result():
     }
     nothing = dict.fromkeys(LEVELS)
     cells = [
-        cell(eps=3.5, eps_source="theorem", verdict="holds"),
+        cell(eps=3.5, eps_source="theorem", verdict="holds", by_theorem="certified"),
         cell(),
         cell(width=64, verdict="violated"),
         cell(width=64, amount="D^0.5", gap_upper_quantiles=nothing),
@@ -112,7 +113,7 @@ def test_the_table_holds_every_claim(result):
         assert re.search(rf"\b{verdict}\b *$", text, re.M)
     assert text.count("911/42/17/30") == 6
     assert text.count("0.887–0.992") == 6  # rounded outward
-    assert "3.5 *" in text and "6 claims: 1 hold, 1 violated, 4 undecided" in text
+    assert "3.5 *" in text and "6 claims: 1 hold, 1 violated, 4 undecided; 1 certified" in text
     assert "99 %" in text and "Holm over all 6 claims" in " ".join(text.split())
 
 

@@ -175,7 +175,7 @@ def test_a_spoilt_ledger_is_refused_in_one_line(text, tmp_path, plan_file, monke
     (tmp_path / runs.LEDGER).write_bytes(text.encode("latin-1"))
     assert command(tmp_path, monkeypatch, "--trials", "64", "--out", "out") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "ledger" in error
+    assert error.count("\n") == 1 and "log of runs" in error
     assert not (tmp_path / "out").exists()
 
 

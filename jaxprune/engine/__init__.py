@@ -1,15 +1,17 @@
 """The engine: one pure trial, batched into blocks, counted exactly."""
 
 from jaxprune.engine.account import LayerAccount, layer_account
-from jaxprune.engine.run import Run, compiled_block, prepare, run_blocks, simulate, tally_run
+from jaxprune.engine.run import Block, Run, compiled_block, prepare, run_blocks, simulate, tally_run
 from jaxprune.engine.tally import GUARD, Tally
-from jaxprune.engine.trial import Design, Numbers, Trial, run_trial
+from jaxprune.engine.trial import Design, Numbers, Pair, Trial
 
 __all__ = [
     "GUARD",
+    "Block",
     "Design",
     "LayerAccount",
     "Numbers",
+    "Pair",
     "Run",
     "Tally",
     "Trial",
@@ -17,7 +19,6 @@ __all__ = [
     "layer_account",
     "prepare",
     "run_blocks",
-    "run_trial",
     "simulate",
     "tally_run",
 ]

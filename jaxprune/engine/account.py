@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jaxprune import gaps, validation
-from jaxprune.engine import keys
 from jaxprune.engine.run import prepare, words
 from jaxprune.engine.trial import draw_pair
 from jaxprune.gaps import Account, LinfBall, UnitBall
@@ -64,9 +63,8 @@ class LayerAccount:
 def _account_block(design, order, numbers, high, low):
     def one(h, l):
         network = design.network
-        drawn, params, removed = draw_pair(design, numbers, (h, l))
+        key, params, removed = draw_pair(design, numbers, (h, l))
         if design.ball:
-            key = drawn[keys.INPUTS, 0]
             x = gaps.worst_input(design.ball, key, network, params, removed)
         else:
             x = gaps.worst_row(numbers.rows, network, params, removed)

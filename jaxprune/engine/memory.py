@@ -80,6 +80,13 @@ def check(design: Design, inputs: int, device: jax.Device, targets: int = 0) -> 
         )
 
 
+def in_flight(design: Design, inputs: int, block: int, device: jax.Device) -> int:
+    """How many blocks run at once: one a core, two on an accelerator, as far as memory goes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = max(2, cores) if device.platform == "cpu" else 2
+    return max(1, min(wanted, device_bytes(device) // (block * trial_bytes(design, inputs))))
+
+
 def block_size(design: Design, inputs: int, device: jax.Device) -> int:
     """The largest power of two of trials within the device's budget, at least 1."""
     budget = CPU_BLOCK_BYTES if device.platform == "cpu" else device_bytes(device) // 4

@@ -1,6 +1,7 @@
 """Many trials: the only place where trials are batched."""
 
 import collections
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -10,11 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from jaxprune import networks, validation
 from jaxprune.engine import keys, memory
 from jaxprune.engine.tally import Tally
-from jaxprune.engine.trial import Design, Numbers, Trial, run_trial
+from jaxprune.engine.trial import Design, Numbers, Trial, draw_pair, measure_pair
 from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network
@@ -29,11 +31,17 @@ class Run(NamedTuple):
     numbers: Numbers
     trials: int
     block: int
+    in_flight: int
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_block(design, numbers, high, low):
-    return jax.vmap(lambda h, l: run_trial(design, numbers, (h, l)))(high, low)
+def _draw_block(design, numbers, high, low):
+    return jax.vmap(lambda h, l: draw_pair(design, numbers, (h, l)))(high, low)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measure_block(network, ball, pairs, rows, labelled):
+    return jax.vmap(lambda pair: measure_pair(network, ball, pair, rows, labelled))(pairs)
 
 
 def _compiler_options():
@@ -42,19 +50,50 @@ def _compiler_options():
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 
 
-_PROGRAMS_KEPT = 64
+_PROGRAMS_KEPT = 128
 _programs: collections.OrderedDict[Hashable, Future] = collections.OrderedDict()
 _programs_lock = threading.Lock()
 
 
-def compiled_block(run: Run) -> Callable[..., Trial]:
-    """The compiled program of a run's blocks; equal designs and shapes share it.
+class Block(NamedTuple):
+    """The compiled programs of a run's blocks.
+
+    Attributes:
+      draw: samples and prunes: `(numbers, high, low) -> Pair`.
+      measure: brackets the gaps: `(Pair, rows, labelled) -> Trial`. It takes most of the time to
+        compile, and laws and pruning methods share it.
+    """
+
+    draw: jax.stages.Compiled
+    measure: jax.stages.Compiled
+
+    def __call__(self, numbers: Numbers, high: np.ndarray, low: np.ndarray) -> Trial:
+        pairs = self.draw(_to_draw(numbers), high, low)
+        return self.measure(pairs, numbers.rows, numbers.labelled)
+
+
+def _to_draw(numbers):
+    return numbers._replace(rows=None, labelled=None)
+
+
+def compiled_block(run: Run) -> Block:
+    """The compiled programs of a run's blocks; equal designs and shapes share them.
 
     Threads may ask for the same program at once: it is compiled once, the others wait.
     """
-    leaves, treedef = jax.tree.flatten(run.numbers)
+    design, numbers = dataclasses.replace(run.design, ball=None), _to_draw(run.numbers)
+    word = jax.ShapeDtypeStruct((run.block,), jnp.uint32)
+    drawn = design, numbers, word, word
+    pairs = _draw_block.eval_shape(*drawn)
+    measured = design.network, run.design.ball, pairs, run.numbers.rows, run.numbers.labelled
+    return Block(_compiled(_draw_block, 1, *drawn), _compiled(_measure_block, 2, *measured))
+
+
+def _compiled(function, statics, *args):
+    """The program of a jitted function; its first arguments are static."""
+    leaves, treedef = jax.tree.flatten(args[statics:])
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    key = run.design, run.block, treedef, shapes
+    key = function, args[:statics], treedef, shapes
     with _programs_lock:
         program = _programs.get(key)
         if mine := program is None:
@@ -63,9 +102,7 @@ def compiled_block(run: Run) -> Callable[..., Trial]:
                 _programs.popitem(last=False)
     if mine:
         try:
-            word = jax.ShapeDtypeStruct((run.block,), jnp.uint32)
-            lowered = _run_block.lower(run.design, run.numbers, word, word)
-            program.set_result(lowered.compile(_compiler_options()))
+            program.set_result(function.lower(*args).compile(_compiler_options()))
         except BaseException as error:
             with _programs_lock:
                 _programs.pop(key, None)
@@ -121,8 +158,8 @@ def prepare(
     )
     if block is None:
         block = memory.block_size(design, inputs, device)
-    block = validation.integer("block", block, 1, 2**24)
-    return Run(design, numbers, trials, min(block, trials))
+    block = min(validation.integer("block", block, 1, 2**24), trials)
+    return Run(design, numbers, trials, block, memory.in_flight(design, inputs, block, device))
 
 
 def simulate(
@@ -190,8 +227,8 @@ def tally_run(
     until: Callable[[Tally], bool] | None = None,
 ) -> Tally:
     """Runs all blocks and tallies them; see `simulate`."""
-    if not isinstance(eps, Sequence | np.ndarray):
-        raise ValueError(f"eps = {eps!r}: a list of numbers is needed")
+    if not isinstance(eps, Sequence | np.ndarray) or not len(eps):
+        raise ValueError(f"eps = {eps!r}: a list of at least one number is needed")
     tally = Tally(tuple(validation.real("eps", e, 0.0, float("inf")) for e in eps))
     for ids, trials in run_blocks(run):
         tally += Tally.of(tally.eps, ids, trials)
@@ -220,12 +257,12 @@ def run_blocks(run: Run) -> Iterator[tuple[range, Trial]]:
         ids = range(start, min(start + run.block, run.trials))
         return ids, Trial(*(field[: len(ids)] for field in future.result()))
 
-    # Two blocks in flight keep the device busy while the host tallies.
-    with ThreadPoolExecutor(2) as pool:
+    # LAPACK's own threads, beside those of several blocks, halve the speed.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(run.in_flight) as pool:
         running = collections.deque()
         for start in range(0, run.trials, run.block):
             running.append((start, pool.submit(one, start)))
-            if len(running) == 2:
+            if len(running) == run.in_flight:
                 yield cut(*running.popleft())
         while running:
             yield cut(*running.popleft())
@@ -261,8 +298,8 @@ def _stacked(targets, network, trials):
     shapes = tuple(w.shape[1:] for w in targets)
     if shapes != network.weight_shapes or len({len(w) for w in targets}) != 1:
         raise ValueError(
-            f"targets of shapes {tuple(w.shape for w in targets)}: "
-            f"(trials, ...) + {network.weight_shapes} is needed"
+            f"targets of shapes {tuple(w.shape for w in targets)}: one array a layer is needed, "
+            f"{tuple(('trials', *shape) for shape in network.weight_shapes)}".replace("'", "")
         )
     if len(targets[0]) < trials:
         raise ValueError(f"trials = {trials}: there are {len(targets[0])} targets")

@@ -66,6 +66,20 @@ class Numbers(NamedTuple):
     labelled: tuple[jax.Array, jax.Array] | None = None
 
 
+class Pair(NamedTuple):
+    """A target and what pruning removes from it.
+
+    Attributes:
+      inputs: the key of the trial's inputs.
+      params: the target's weights.
+      removed: from `gaps.removed_part`.
+    """
+
+    inputs: Key
+    params: Params
+    removed: Removed
+
+
 class Trial(NamedTuple):
     """What one trial yields; `()` arrays, `(trials,)` after batching.
 
@@ -116,34 +130,42 @@ def masks(
     )
 
 
-def draw_pair(design: Design, numbers: Numbers, trial: TrialId) -> tuple[Key, Params, Removed]:
-    """The keys of one trial, its target, and what is removed from each layer."""
+def draw_pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:
+    """Samples and prunes the target of one trial."""
     layers = len(design.network.layers)
     drawn = keys.trial_keys(numbers.root, keys.TRIAL_PURPOSES, layers, trial)
     params = target(design, numbers, trial, drawn[keys.WEIGHTS])
     chex.assert_shape(params, design.network.weight_shapes)
-    return drawn, params, removed_part(params, masks(design, numbers, params, drawn[keys.MASK]))
+    removed = removed_part(params, masks(design, numbers, params, drawn[keys.MASK]))
+    return Pair(drawn[keys.INPUTS, 0], params, removed)
 
 
-def run_trial(design: Design, numbers: Numbers, trial: TrialId) -> Trial:
-    """Samples, prunes and measures the pair of one trial."""
-    network = design.network
-    drawn, params, removed = draw_pair(design, numbers, trial)
-    if design.ball:
-        key = drawn[keys.INPUTS, 0]
-        measure = measure_ball if isinstance(design.ball, UnitBall) else measure_linf_ball
-        gap, *rest = measure(design.ball, key, network, params, removed)
+def measure_pair(
+    network: Network,
+    ball: Ball | None,
+    pair: Pair,
+    rows: jax.Array | None,
+    labelled: tuple[jax.Array, jax.Array] | None,
+) -> Trial:
+    """Brackets the gap of one pair over a ball or, without one, over the rows.
+
+    `rows` and `labelled` are those of `Numbers`.
+    """
+    key, params, removed = pair
+    if ball:
+        measure = measure_ball if isinstance(ball, UnitBall) else measure_linf_ball
+        gap, *rest = measure(ball, key, network, params, removed)
     else:
-        gap, *rest = measure_rows(numbers.rows, network, params, removed)
+        gap, *rest = measure_rows(rows, network, params, removed)
     sampled, rms, mean, relative = rest
     # A ReLU may hide an infinite weight from the outputs: look at the weights themselves.
     finite = jnp.all(jnp.isfinite(jnp.stack([*gap, sampled, rms, mean])))
     for w in params:
         finite &= jnp.all(jnp.isfinite(w))
     correct = jnp.int32(0), jnp.int32(0)
-    if numbers.labelled is not None:
+    if labelled is not None:
         kept = tuple(w if p is None else w - p for w, p in zip(params, removed, strict=True))
-        correct = tuple(_correct(network, ws, *numbers.labelled) for ws in (params, kept))
+        correct = tuple(_correct(network, ws, *labelled) for ws in (params, kept))
     return Trial(finite, *gap, sampled, rms, mean, relative, *correct)
 
 

@@ -14,7 +14,7 @@ ROUTES = {
     "images": "images of the ball (theorem 8)",
 }
 _SPREAD = "spread"
-_NUMBERS = ("δ", "bound", "mean", "certified", "typical")
+_NUMBERS = ("δ", "bound", "mean", "certified gap", "typical distance")
 
 
 def render(result: dict[str, Any], console: Console) -> None:
@@ -40,7 +40,8 @@ def render(result: dict[str, Any], console: Console) -> None:
 _CAPTION = (
     "Certified: theorems, no sampling (proofs in jaxprune/bounds/README.md). Spread: how many "
     "standard deviations above its mean a supremum may lie. Norms: each theorem's answer at δ by "
-    "itself, the least first. Typical: one input, infinite width, an estimate."
+    "itself, the least first. Typical distance: root mean square at one input, at infinite width: "
+    "an estimate, and below the gap, which is a supremum over inputs."
 )
 
 
@@ -53,8 +54,8 @@ def _sentences(plan, method):
     if limit:
         correlation = limit["correlation"]
         yield (
-            f"Typical gap at one input {number(limit['typical_gap'])}, correlation of target and "
-            f"pruned outputs {'none' if correlation is None else f'{correlation:.4f}'}."
+            f"Typical distance at one input {number(limit['typical_gap'])}, correlation of target "
+            f"and pruned outputs {'none' if correlation is None else f'{correlation:.4f}'}."
         )
     unmet = [h["name"] for h in paper["hypotheses"] if not h["met"]]
     name = paper["theorem"] or "no theorem of the paper speaks of this case"
@@ -103,7 +104,7 @@ def _norms(rows):
 
 def _inverses(plan, inverses):
     """Each row's two answers side by side."""
-    table = _table(f"for gap ≤ {plan['eps']:g}", "certified", "typical")
+    table = _table(f"for ε = {plan['eps']:g}", "certified gap", "typical distance")
 
     def row(name, answers, words):
         found = (answers["theorem"], answers["infinite_width"])

@@ -95,11 +95,13 @@ def _runs(result):
 
 
 def summary(result: dict[str, Any]) -> str:
-    """How many claims hold."""
+    """How many claims hold, and how many are proved."""
     counts = Counter(cell["verdict"] for cell in result["cells"])
     if counts[ESTIMATED]:
         return f"{len(result['cells'])} claims, {ESTIMATED} in an exploratory run"
-    return (
+    line = (
         f"{len(result['cells'])} claims: {counts[HOLDS]} hold, "
         f"{counts[VIOLATED]} violated, {counts[UNDECIDED]} undecided"
     )
+    proved = sum(cell["by_theorem"] is not None for cell in result["cells"])
+    return line + (f"; {proved} certified by theorem, whatever the trials say" if proved else "")

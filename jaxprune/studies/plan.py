@@ -51,7 +51,7 @@ EXPERIMENT_KEYS = {
     "strides": "convolutional: one number, or one a convolution (1)",
     "padding": "convolutional: SAME, VALID or CIRCULAR (SAME)",
     "outputs": "convolutional: width of a dense read-out (none)",
-    "activation": "relu, leaky_relu, tanh or identity (relu)",
+    "activation": "relu, leaky_relu, tanh, erf or identity (relu)",
     "slope": "leaky_relu: slope below 0, from 0 to 1 (0.01)",
     "law": "uniform or normal weights",
     "scaling": "max (the paper's), he, glorot or lecun (max)",

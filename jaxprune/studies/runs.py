@@ -73,7 +73,7 @@ def begin(plan: Plan, folder: Path | None) -> Runs:
                 file.write(json.dumps(entry) + "\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ValueError(f"ledger {str(path)!r}: {reason}") from None
+            raise ValueError(f"log of runs {str(path)!r}: {reason}") from None
     return Runs(claim, plan.runs, tuple(seeds | {plan.seed: None}), plan.seed)
 
 
@@ -85,6 +85,6 @@ def _seeds(path, claim):
             entry = json.loads(line)
             entry = entry["claim"], int(entry["seed"])
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise ValueError(f"ledger {str(path)!r}, line {number}: not an entry") from None
+            raise ValueError(f"log of runs {str(path)!r}, line {number}: not an entry") from None
         if entry[0] == claim:
             yield entry[1]
