@@ -15,8 +15,19 @@ from jaxprune.statistics.ends import (
     level_of_one,
 )
 from jaxprune.statistics.exponent import MAX_POINTS, Exponent, exponent
+from jaxprune.statistics.importance import Weighted, importance
 from jaxprune.statistics.many import holm
+from jaxprune.statistics.splitting import (
+    UNRELIABLE,
+    Estimate,
+    Problem,
+    Splitting,
+    estimate,
+    failure_free_trials,
+    ideal_interval,
+)
 from jaxprune.statistics.verdict import (
+    ESTIMATED,
     HOLDS,
     UNDECIDED,
     VIOLATED,
@@ -28,18 +39,28 @@ from jaxprune.statistics.verdict import (
 
 __all__ = [
     "BRACKET",
+    "ESTIMATED",
     "HOLDS",
     "MAX_POINTS",
     "TRIALS",
     "UNDECIDED",
+    "UNRELIABLE",
     "VIOLATED",
     "Claim",
     "Counts",
     "Decision",
     "Ends",
+    "Estimate",
     "Exponent",
+    "Problem",
+    "Splitting",
+    "Weighted",
+    "estimate",
     "exponent",
+    "failure_free_trials",
     "holm",
+    "ideal_interval",
+    "importance",
     "judge",
     "judge_ends",
     "least_trials",

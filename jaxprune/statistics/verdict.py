@@ -22,6 +22,9 @@ VIOLATED = "violated"
 UNDECIDED = "undecided"
 """The trials do not tell."""
 
+ESTIMATED = "estimated"
+"""A number without a guarantee, by splitting or importance sampling: never a verdict on a claim."""
+
 
 class Counts(NamedTuple):
     """Trials of one claim: upper end at most eps, open, lower end above eps, not finite."""
