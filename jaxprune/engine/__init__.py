@@ -1,6 +1,7 @@
 """The engine: one pure trial, batched into blocks, counted exactly."""
 
 from jaxprune.engine.account import LayerAccount, layer_account
+from jaxprune.engine.rare import rare_failure
 from jaxprune.engine.run import Run, compiled_block, prepare, run_blocks, simulate, tally_run
 from jaxprune.engine.tally import GUARD, Tally
 from jaxprune.engine.trial import Design, Numbers, Trial, run_trial
@@ -16,6 +17,7 @@ __all__ = [
     "compiled_block",
     "layer_account",
     "prepare",
+    "rare_failure",
     "run_blocks",
     "run_trial",
     "simulate",

@@ -190,6 +190,8 @@ def estimate(
     Raises:
       ValueError: an argument out of range, or a score that is no number.
     """
+    if not isinstance(target, int | float) or math.isnan(target):
+        raise ValueError(f"target = {target!r}: a number is needed")
     plan = Splitting() if plan is None else plan
     validation.instance("plan", plan, Splitting, "a Splitting(...)")
     confidence = validation.real("confidence", confidence, 0.0, 1.0)
@@ -219,8 +221,8 @@ def summarize(
         error = math.sqrt(sum(x.var(ddof=1) / len(x) for x in logs))
         if abs(shift) > 2 * error:
             doubts.append(MIXING)
-        # By mixing alone: the t limits stay right for replicas that scatter, but such replicas
-        # miss more the fewer they are.
+        # Log p-hat is close to normal. Replicas that scatter more than ideal ones have copies that
+        # stayed near their parents: the t limits of so skewed a mean are too low too often.
         for paths, x in zip((short, long), logs, strict=True):
             ideal = np.mean([path.variance for path in paths])
             squares = float(((x - x.mean()) ** 2).sum())
