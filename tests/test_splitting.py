@@ -33,6 +33,7 @@ from jaxprune.statistics.splitting import EXTINCT, gaussian_step, split, t_limit
 
 D = 20
 QUICK = Splitting(particles=100, kill=20, steps=10)
+QUICKER = Splitting(particles=100, kill=25, steps=5)
 ONE_INPUT = UnitBall(samples=2, starts=1, steps=1)
 
 
@@ -86,35 +87,33 @@ def test_gaussian_steps_are_reversible(scale, key):
     assert abs(np.corrcoef(new.latents[0].ravel(), new.chance[0].ravel())[0, 1]) < 0.011
 
 
+SWAPS = jax.jit(jax.vmap(jax.vmap(rare.swap, (None, 0, None)), (0, None, None)))
+
+
 @pytest.mark.parametrize(("size", "inside"), [(4, 1), (5, 2), (6, 3)])
 def test_swaps_are_reversible_exactly(size, inside):
     """All sets times all orders of the priorities: the counts of transitions are symmetric, and
     every set at the same distance is reached equally often."""
-    sets = [np.isin(np.arange(size), c) for c in itertools.combinations(range(size), inside)]
-    orders = jnp.array(list(itertools.permutations(range(size))), jnp.int32)
+    sets = np.array([np.isin(range(size), c) for c in itertools.combinations(range(size), inside)])
+    orders = np.array(list(itertools.permutations(range(size))), np.int32)
+    code = 2 ** np.arange(size)
+    distance = (sets[:, None] & ~sets[None]).sum(axis=-1)
     for count in range(min(inside, size - inside) + 1):
-        counts = np.zeros((len(sets),) * 2, int)
-        swaps = jax.vmap(lambda s, p, n=count: rare.swap(s, p, jnp.int32(n)), (None, 0))
-        names = {s.tobytes(): i for i, s in enumerate(sets)}
-        for i, s in enumerate(sets):
-            for reached in np.asarray(swaps(jnp.array(s), orders)):
-                counts[i, names[reached.tobytes()]] += 1
-        assert (counts == counts.T).all()
-        distance = np.array([[(a & ~b).sum() for a in sets] for b in sets])
+        reached = np.asarray(SWAPS(sets, orders, np.int32(count))) @ code
+        counts = (reached[:, :, None] == sets @ code).sum(axis=1)
+        assert (counts == counts.T).all() and (counts.sum(axis=1) == len(orders)).all()
         assert len(set(counts[distance == count])) == 1 and (counts[distance != count] == 0).all()
 
 
 def test_masks_move_and_keep_their_size(key):
     run = prepared(networks.dense((20, 30)), laws.normal(), pruning.random, Count(100))
     old = rare.draw(run.design, run.numbers, key)
-    exchanged = []
-    for i in range(200):
-        mine = jax.random.fold_in(key, i)
-        new = rare.move_one(run.design, run.numbers, mine, jnp.float32(0.1), old)
-        assert int(new.chance[0].sum()) == 100
-        exchanged.append(int((old.chance[0] & ~new.chance[0]).sum()))
-    # ceil(0.1 * 100 * 500 / 600) = 9; of the ten counts each is missed with probability 1e-9.
-    assert set(exchanged) == set(range(10))
+    move = lambda k: rare.move_one(run.design, run.numbers, k, jnp.float32(0.1), old).chance[0]
+    new = np.asarray(jax.jit(jax.vmap(move))(jax.random.split(key, 300)))
+    assert (new.sum(axis=(1, 2)) == 100).all()
+    # ceil(0.1 * 100 * 500 / 600) = 9; one of ten counts is missed with probability 2e-13.
+    exchanged = (np.asarray(old.chance[0]) & ~new).sum(axis=(1, 2))
+    assert set(exchanged.tolist()) == set(range(10))
 
 
 def prepared(network, law, method, amount, **options):
@@ -330,9 +329,13 @@ def test_bad_arguments_are_refused_in_one_line(make, line):
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
 
 
-def failure(*, d=6, law=laws.normal(), method=pruning.random, amount=Count(2), eps=1.0, **options):
+NORMAL = laws.normal()
+TWO = Count(2)
+
+
+def failure(*, d=6, law=NORMAL, method=pruning.random, amount=TWO, eps=1.0, **options):
     """`rare_failure` of one layer of one output: the gap is the length of what is removed."""
-    options = {"layers": "all", "domain": ONE_INPUT, "plan": QUICK, **options}
+    options = {"layers": "all", "domain": ONE_INPUT, "plan": QUICKER, **options}
     return engine.rare_failure(networks.dense((d, 1)), law, method, amount, eps, **options)
 
 
@@ -340,7 +343,7 @@ def test_a_random_mask_s_known_probability():
     """gap^2 = s^2 chi^2_k. Here and below about 1 % of other seeds miss."""
     eps = math.sqrt(stats.chi2(2).isf(1e-4)) * laws.normal().scale(6, 1)
     found = failure(eps=eps)
-    assert found.low <= 1e-4 <= found.high < 2.5 * found.low
+    assert found.low <= 1e-4 <= found.high < 5 * found.low
     assert found.verdict == ESTIMATED and found.what == f"P(lower end of the gap > {eps:g})"
 
 
@@ -349,7 +352,7 @@ def test_a_magnitude_mask_s_known_probability():
     law = laws.uniform()
     eps = law.scale(6, 1) * (1 - 1e-4 ** (1 / 6))
     found = failure(law=law, method=pruning.magnitude, amount=Count(1), eps=eps)
-    assert found.low <= 1e-4 <= found.high < 2.5 * found.low
+    assert found.low <= 1e-4 <= found.high < 5 * found.low
 
 
 def test_coins_known_probability():
@@ -358,7 +361,7 @@ def test_coins_known_probability():
     exact = (stats.binom(6, q).pmf(j) * stats.chi2(j).sf(x)).sum()
     eps = math.sqrt(x) * laws.normal().scale(6, 1)
     found = failure(method=pruning.bernoulli, amount=Fraction(q), eps=eps)
-    assert found.low <= exact <= found.high < 2.5 * found.low
+    assert found.low <= exact <= found.high < 5 * found.low
 
 
 def test_nothing_removed_never_fails():
@@ -368,42 +371,48 @@ def test_nothing_removed_never_fails():
 
 @pytest.mark.parametrize("end", ["lower", "upper"])
 def test_scores_are_those_of_the_pair_however_they_are_batched(end, monkeypatch):
-    network = networks.dense((5, 6, 4))
-    run = prepared(network, laws.uniform(), pruning.random, Fraction(0.3))
+    run = prepared(networks.dense((5, 4)), laws.uniform(), pruning.random, Fraction(0.3))
     rng = lambda: np.random.default_rng(0)
-    one = rare.problem(run, end, 4)
-    particles = one.sample(rng(), 10)
+    one = rare.problem(run, end, 3)
+    particles = one.sample(rng(), 9)
     scores = one.score(particles)
-    other = {"lower": "upper", "upper": "lower"}[end]
-    far = rare.problem(run, other, 4).score(particles)
-    assert (scores > 0).all() and ((scores <= far) if end == "lower" else (scores >= far)).all()
+    tree = rare._structure(run.design)
+    gap = jax.jit(jax.vmap(lambda s: rare.gap(run.design, run.numbers, s)))
+    gaps = gap(tree.unflatten(particles))
+    assert (0 < gaps.lower).all() and (gaps.lower <= gaps.upper).all()
+    np.testing.assert_allclose(scores, getattr(gaps, end), rtol=1e-5)
     monkeypatch.setattr(rare.memory, "block_size", lambda *args: 3)
-    two = rare.problem(run, end, 4)
-    for a, b in zip(particles, two.sample(rng(), 10), strict=True):
+    two = rare.problem(run, end, 3)
+    for a, b in zip(particles, two.sample(rng(), 9), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(two.score(particles), scores, rtol=1e-5)
-    # Walks: their scores are those of where they end, above the level; a walk's size is padded.
-    level = np.sort(scores)[4]
+    # Walks end above the level, at the scores they say; a population of 5 is padded to 6.
+    level = np.sort(scores)[3]
     alive = np.flatnonzero(scores > level)
-    start = tuple(x[alive] for x in particles)
-    for problem in (one, two):
-        moved, found, rate = problem.walk(rng(), start, scores[alive], level, 0.3, 4)
-        assert (found > level).all() and 0 < rate < 1 and len(found) == len(moved[0]) == 5
-        np.testing.assert_allclose(problem.score(moved), found, rtol=1e-5)
+    moved, found, rate = two.walk(
+        rng(), tuple(x[alive] for x in particles), scores[alive], level, 0.3, 4
+    )
+    assert (found > level).all() and 0 < rate <= 1 and len(found) == len(moved[0]) == 5
+    again = one.score(tuple(np.concatenate([x, x[:4]]) for x in moved))
+    np.testing.assert_allclose(again[:5], found, rtol=1e-5)
 
 
 def test_the_host_s_walk_does_what_the_compiled_one_does():
     """`move` and `score` alone, the host's loop: the same law, so the same probability."""
     run = prepared(networks.dense((6, 1)), laws.normal(), pruning.random, Count(2))
     problem = rare.problem(run)._replace(walk=None)
-    target = math.sqrt(stats.chi2(2).isf(0.01)) * laws.normal().scale(6, 1)
-    paths = [split(problem, target, QUICK, np.random.default_rng([2, i]), 5) for i in range(10)]
+    target = math.sqrt(stats.chi2(2).isf(0.05)) * laws.normal().scale(6, 1)
+    paths = [split(problem, target, QUICKER, np.random.default_rng([2, i]), 4) for i in range(10)]
     _, low, high = t_limits([path.p for path in paths], 0.999)
-    assert low <= 0.01 <= high
+    assert low <= 0.05 <= high
 
 
 def test_given_inputs_are_the_domain():
-    """Both ends are the gap at the rows: one estimate, bit for bit."""
+    """Both ends are the gap at the rows."""
     rows = np.eye(6, dtype=np.float32)[:3]
-    lower, upper = (failure(domain=rows, end=end, eps=0.8) for end in ("lower", "upper"))
-    assert lower.replicas == upper.replicas and lower.p > 0
+    run = prepared(networks.dense((6, 1)), laws.normal(), pruning.random, Count(4), domain=rows)
+    particles = rare.problem(run).sample(np.random.default_rng(0), 50)
+    w, removed = particles
+    exact = np.abs(np.where(removed, w, 0)[:, 0, :3]).max(axis=1) * laws.normal().scale(6, 1)
+    for end in ("lower", "upper"):
+        np.testing.assert_allclose(rare.problem(run, end).score(particles), exact, rtol=1e-6)

@@ -122,22 +122,21 @@ def problem(run: Run, end: str = "lower", multiple: int = 1) -> Problem:
     block = memory.block_size(design, inputs, jax.devices()[0])
     tree = _structure(design)
 
-    def key(rng):
-        words = rng.integers(0, 2**32, 2, np.uint32)
-        return keys.trial_key(numbers.root, keys.SPLITTING, 0, tuple(words))
+    def words(rng):
+        return tuple(rng.integers(0, 2**32, 2, np.uint32))
 
     def flat(state):
         return tuple(np.array(x) for x in jax.tree.leaves(state))
 
     def sample(rng, n):
-        return flat(_sample(design, block, numbers, key(rng), jnp.arange(n)))
+        return flat(_sample(design, block, numbers, words(rng), jnp.arange(n)))
 
     def score(particles):
         return np.asarray(_scores(design, end, block, numbers, tree.unflatten(particles)))
 
     def move(rng, particles, scale):
         state = tree.unflatten(particles)
-        return flat(_moves(design, block, numbers, key(rng), np.float32(scale), state))
+        return flat(_moves(design, block, numbers, words(rng), np.float32(scale), state))
 
     def walk(rng, particles, scores, level, scale, steps):
         count = len(scores)
@@ -145,7 +144,7 @@ def problem(run: Run, end: str = "lower", multiple: int = 1) -> Problem:
         state = tree.unflatten(x[padded] for x in particles)
         found = scores[padded].astype(np.float32)
         population = state, found, np.zeros(len(padded), np.int32)
-        numeric = numbers, key(rng), np.float32(level), np.float32(scale)  # a level is a score
+        numeric = numbers, words(rng), np.float32(level), np.float32(scale)  # a level is a score
         for step in range(steps):
             population = _steps(design, end, block, *numeric, np.int32(step), *population)
         state, found, accepted = population
@@ -293,8 +292,13 @@ def _threshold(level):
 # Populations: `block` particles at once.
 
 
+def _population_key(numbers, words):
+    return keys.trial_key(numbers.root, keys.SPLITTING, 0, words)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample(design, block, numbers, key, index):
+def _sample(design, block, numbers, words, index):
+    key = _population_key(numbers, words)
     one = lambda i: draw(design, numbers, jax.random.fold_in(key, i))
     return jax.lax.map(one, index, batch_size=block)
 
@@ -305,7 +309,9 @@ def _scores(design, end, block, numbers, state):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _moves(design, block, numbers, key, scale, state):
+def _moves(design, block, numbers, words, scale, state):
+    key = _population_key(numbers, words)
+
     def one(particle):
         i, s = particle
         return move_one(design, numbers, jax.random.fold_in(key, i), scale, s)
@@ -317,8 +323,8 @@ def _moves(design, block, numbers, key, scale, state):
 # One kernel step a call: a bound's float64 arithmetic may not stand inside a compiled loop, whose
 # body JAX traces again outside of its context.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _steps(design, end, block, numbers, key, level, scale, step, state, scores, accepted):
-    key = jax.random.fold_in(key, step)
+def _steps(design, end, block, numbers, words, level, scale, step, state, scores, accepted):
+    key = jax.random.fold_in(_population_key(numbers, words), step)
 
     def one(particle):
         i, old, score, count = particle
