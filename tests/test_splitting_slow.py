@@ -9,7 +9,15 @@ from test_splitting import LINEAR, ONE_INPUT, TWO_SIDED, D, gaussian, projection
 
 from jaxprune import engine, laws, networks, pruning
 from jaxprune.pruning import Count, Fraction
-from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, VIOLATED, Splitting, estimate
+from jaxprune.statistics import (
+    ESTIMATED,
+    HOLDS,
+    UNDECIDED,
+    VIOLATED,
+    Splitting,
+    estimate,
+    failure_free_trials,
+)
 from jaxprune.statistics.splitting import EXTINCT, MIXING, split, t_limits
 
 pytestmark = pytest.mark.slow
@@ -35,7 +43,8 @@ def groups_of_ten(estimates):
 @pytest.mark.parametrize("p", [1e-4, 1e-6, 1e-8])
 @pytest.mark.parametrize("sides", [1, 2])
 def test_coverage_at_exact_probabilities(p, sides):
-    """Ideal 99 % limits, t limits of groups of ten replicas, factor 2, and the mean."""
+    """Ideal 99 % limits, t limits of groups of ten replicas, factor 2, and the mean. Of exact t
+    limits 17 groups or fewer would cover once in a thousand seeds."""
     problem = LINEAR if sides == 1 else TWO_SIDED
     paths = paths_of(problem, stats.norm.isf(p / sides), 5)
     estimates = np.array([path.p for path in paths])
@@ -60,9 +69,9 @@ def test_coverage_with_atoms():
 
 
 def test_bad_mixing_is_flagged():
-    """T = 2 steps of fixed size 0.1, 20 replicas: 95 of 100 estimates are doubted because twice
+    """T = 2 steps of fixed size 0.1, 30 replicas: 95 of 100 estimates are doubted because twice
     the steps moved them, without the help of the other checks."""
-    plan = Splitting(steps=2, scale=0.1, adapt=False, replicas=20)
+    plan = Splitting(steps=2, scale=0.1, adapt=False, replicas=30)
     found = [estimate(LINEAR, stats.norm.isf(1e-6), plan, seed=seed) for seed in range(100)]
     by_mixing = sum(MIXING in e.doubts for e in found)
     doubted = sum(not e.reliable for e in found)
@@ -96,7 +105,7 @@ def test_a_hidden_mode_is_never_certified():
     for e in found:
         assert e.verdict == ESTIMATED not in (HOLDS, VIOLATED, UNDECIDED, "certified")
         assert e.low == 0 or EXTINCT not in e.doubts
-        assert e.certifying_trials > 1e5
+        assert e.certifying_trials == failure_free_trials(e.high, 1 - 0.99)
     inside = covered([(e.low, e.high) for e in found], exact)
     doubted = sum(not e.reliable for e in found)
     print(f"\nhidden mode: {doubted}/100 doubted, {inside}/100 covered, 0 certified")

@@ -113,7 +113,7 @@ def problem(run: Run, end: str = "lower", multiple: int = 1) -> Problem:
     Args:
       run: from `prepare`, with a law.
       end: "lower" or "upper", the score.
-      multiple: populations that walk are padded to multiples of it, lest each size be compiled.
+      multiple: populations are padded to multiples of it, lest each size be compiled.
     """
     design, numbers = run.design, run.numbers
     ball = design.ball
@@ -125,31 +125,41 @@ def problem(run: Run, end: str = "lower", multiple: int = 1) -> Problem:
     def words(rng):
         return tuple(rng.integers(0, 2**32, 2, np.uint32))
 
-    def flat(state):
-        return tuple(np.array(x) for x in jax.tree.leaves(state))
+    def padded(count):
+        return np.minimum(np.arange(-(-count // multiple) * multiple), count - 1)
+
+    def population(particles):
+        index = padded(len(particles[0]))
+        return tree.unflatten(x[index] for x in particles)
+
+    def flat(state, count):
+        return tuple(np.array(x[:count]) for x in map(np.asarray, jax.tree.leaves(state)))
 
     def sample(rng, n):
-        return flat(_sample(design, block, numbers, words(rng), jnp.arange(n)))
+        return flat(_sample(design, block, numbers, words(rng), jnp.arange(n)), n)
 
     def score(particles):
-        return np.asarray(_scores(design, end, block, numbers, tree.unflatten(particles)))
+        found = _scores(design, end, block, numbers, population(particles))
+        return np.asarray(found)[: len(particles[0])]
 
     def move(rng, particles, scale):
-        state = tree.unflatten(particles)
-        return flat(_moves(design, block, numbers, words(rng), np.float32(scale), state))
+        numeric = numbers, words(rng), np.float32(scale)
+        moved = _moves(design, block, *numeric, population(particles))
+        return flat(moved, len(particles[0]))
 
     def walk(rng, particles, scores, level, scale, steps):
-        count = len(scores)
-        padded = np.minimum(np.arange(-(-count // multiple) * multiple), count - 1)
-        state = tree.unflatten(x[padded] for x in particles)
-        found = scores[padded].astype(np.float32)
-        population = state, found, np.zeros(len(padded), np.int32)
+        count, index = len(scores), padded(len(scores))
+        now = (
+            population(particles),
+            scores[index].astype(np.float32),
+            np.zeros_like(index, np.int32),
+        )
         numeric = numbers, words(rng), np.float32(level), np.float32(scale)  # a level is a score
         for step in range(steps):
-            population = _steps(design, end, block, *numeric, np.int32(step), *population)
-        state, found, accepted = population
-        moved = tuple(x[:count] for x in flat(state))
-        return moved, np.asarray(found)[:count], np.asarray(accepted)[:count].mean() / steps
+            now = _steps(design, end, block, *numeric, np.int32(step), *now)
+        state, found, accepted = now
+        rate = np.asarray(accepted)[:count].mean() / steps
+        return flat(state, count), np.asarray(found)[:count], rate
 
     return Problem(sample, score, move, walk)
 
