@@ -106,8 +106,8 @@ def test_swaps_are_reversible_exactly(size, inside):
 
 
 def test_masks_move_and_keep_their_size():
-    run = prepared(networks.dense((20, 30)), laws.normal(), pruning.random, Count(100))
-    problem = rare.problem(run)
+    run = prepared(networks.dense((1, 600)), laws.normal(), pruning.random, Count(100))
+    problem = rare.problem(run, multiple=300)
     old = problem.sample(np.random.default_rng(0), 300)
     new = problem.move(np.random.default_rng(1), old, 0.1)
     assert (old[1].sum(axis=(1, 2)) == 100).all() and (new[1].sum(axis=(1, 2)) == 100).all()
@@ -207,7 +207,7 @@ def test_a_product_below_the_floor_ends():
 def test_nothing_rare_needs_no_levels():
     path = split(LINEAR, -math.inf, QUICK, np.random.default_rng(0), 5)
     assert path.p == 1 and path.killed == () and path.variance == 0
-    assert estimate(LINEAR, -math.inf, QUICK).certifying_trials == 1
+    assert estimate(LINEAR, -math.inf, QUICK).certifying_trials == 0
 
 
 @pytest.mark.parametrize("p", [1e-4, 1e-6, 1e-8])
@@ -343,7 +343,7 @@ def test_a_random_mask_s_known_probability():
     """gap^2 = s^2 chi^2_k. Here and below about 1 % of other seeds miss."""
     eps = math.sqrt(stats.chi2(2).isf(1e-4)) * NORMAL.scale(6, 1)
     found = failure(eps=eps)
-    assert found.low <= 1e-4 <= found.high < 5 * found.low
+    assert found.low <= 1e-4 <= found.high < 4 * found.low
     assert found.verdict == ESTIMATED and found.what == f"P(lower end of the gap > {eps:g})"
 
 
@@ -352,7 +352,7 @@ def test_a_magnitude_mask_s_known_probability():
     law = laws.uniform()
     eps = law.scale(6, 1) * (1 - 1e-4 ** (1 / 6))
     found = failure(law=law, method=pruning.magnitude, amount=Count(1), eps=eps)
-    assert found.low <= 1e-4 <= found.high < 5 * found.low
+    assert found.low <= 1e-4 <= found.high < 4 * found.low
 
 
 def test_nothing_removed_never_fails():
@@ -362,7 +362,7 @@ def test_nothing_removed_never_fails():
 
 def test_scores_are_those_of_the_pair_however_they_are_batched(monkeypatch):
     end = "upper"  # its float64 arithmetic has to survive every way of batching
-    run = prepared(networks.dense((5, 4)), laws.uniform(), pruning.random, Fraction(0.3))
+    run = prepared(networks.dense((3, 2)), laws.uniform(), pruning.bernoulli, Fraction(0.3))
     rng = lambda: np.random.default_rng(0)
     one = rare.problem(run, end, 3)
     particles = one.sample(rng(), 9)

@@ -112,7 +112,7 @@ def importance(
         effective=float(total**2 / squares) if events else 0.0,
         largest_share=float(largest / total) if events else 0.0,
         most=float(most),
-        certifying_trials=failure_free_trials(high, 1.0 - confidence) if high < 1 else 1,
+        certifying_trials=failure_free_trials(high, 1.0 - confidence) if high < 1 else 0,
     )
 
 

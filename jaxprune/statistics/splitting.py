@@ -241,7 +241,7 @@ def summarize(
         doubts=tuple(doubts),
         replicas=tuple(path.p for path in long),
         short_replicas=tuple(path.p for path in short),
-        certifying_trials=failure_free_trials(high, 1.0 - confidence) if high < 1 else 1,
+        certifying_trials=failure_free_trials(high, 1.0 - confidence) if high < 1 else 0,
     )
 
 
