@@ -34,6 +34,8 @@ def test_the_study_gives_what_the_library_gives():
         typical = bounds.infinite_width(NETWORK, LAW, method, AMOUNT)
         assert found["infinite_width"]["typical_gap"] == typical.typical_gap
         inverses = found["inverses"]
+        delta = bounds.least_delta(NETWORK, LAW, method, AMOUNT, eps=12.0)
+        assert inverses["least_delta"] == {"theorem": delta, "infinite_width": None}
         sparsity = bounds.largest_sparsity(NETWORK, LAW, method, eps=12.0, delta=0.1)
         assert inverses["largest_sparsity"]["theorem"] == sparsity.sparsity
         width = bounds.least_width(

@@ -12,6 +12,7 @@ from jaxprune.bounds import (
     infinite_width,
     largest_amounts,
     largest_sparsity,
+    least_delta,
     least_width,
     search,
     typical_largest_amounts,
@@ -151,3 +152,16 @@ def test_typical_amounts_against_every_pair_of_counts(method):
         assert found.eps <= eps * (1 + 1e-12) and best - 1 <= j + k <= best
         for more in ((j + 1, k), (j, k + 1)):
             assert max(more) > 12 or gaps[more] > eps * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_least_delta_is_certified_and_least(method):
+    amount = pruning.Sublinear(0.25)
+    for delta in (0.3, 1e-3, 1e-40):
+        eps = certify(NETWORK, LAW, method, amount, delta=delta).eps
+        found = least_delta(NETWORK, LAW, method, amount, eps=eps)
+        assert certify(NETWORK, LAW, method, amount, delta=found).eps <= eps
+        assert certify(NETWORK, LAW, method, amount, delta=0.98 * found).eps > eps
+        assert found <= 1.011 * delta
+    assert least_delta(NETWORK, LAW, method, amount, eps=1e-3) is None
+    assert least_delta(NETWORK, LAW, method, pruning.Count(0), eps=1e-3) == pytest.approx(1e-300)

@@ -185,6 +185,45 @@ def typical_largest_sparsity(
     return _largest_sparsity(network, pruning, layers, gap, eps)
 
 
+def least_delta(
+    network: Network,
+    law: Law,
+    pruning: Pruning,
+    amount: Amounts,
+    *,
+    eps: float,
+    layers: str | Sequence[str] | Callable[[str], bool] = "middle",
+) -> float | None:
+    """A proven bound of `P(gap > eps)`: the least delta, to 1 %, at which `certify` gives eps.
+
+    Args:
+      network: dense and convolution layers.
+      law: of the weights.
+      pruning: random, bernoulli or magnitude.
+      amount: how much of each chosen layer is removed; one, or `{layer name: amount}`.
+      eps: the gap that is allowed, positive.
+      layers: which layers are pruned, see `networks.select_layers`.
+
+    Returns:
+      The probability, at least 1e-300, or None if no theorem says anything of this eps.
+
+    Raises:
+      ValueError: a number or a name out of range.
+    """
+    eps = validation.real("eps", eps, 0.0, math.inf)
+    removed = removed_counts(network, pruning, amount, layers)
+    gap = lambda log_delta: certified_gap(law, pruning, math.exp(log_delta))(network, removed)
+    low, high = math.log(1e-300), math.log1p(-(2.0**-20))
+    if gap(low) <= eps:
+        return math.exp(low)
+    if gap(high) > eps:
+        return None
+    while high - low > 0.01:
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if gap(middle) <= eps else (middle, high)
+    return math.exp(high)
+
+
 def _least_width(network_of_width, pruning, amount, layers, widths, gap, eps):
     eps = validation.real("eps", eps, 0.0, math.inf)
     low = validation.integer("widths", widths[0], 1)

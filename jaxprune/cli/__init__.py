@@ -3,9 +3,9 @@
 import argparse
 
 from jaxprune import __version__
-from jaxprune.cli import bound, common, frontier, threshold, verify
+from jaxprune.cli import bound, common, frontier, rare, threshold, verify
 
-COMMANDS = (verify, bound, frontier, threshold)
+COMMANDS = (verify, bound, frontier, threshold, rare)
 
 
 def parser() -> argparse.ArgumentParser:

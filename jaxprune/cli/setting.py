@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from jaxprune import activations, laws, networks, pruning, validation
+from jaxprune import networks, pruning, validation
+from jaxprune.cli import options
 
 
 def add_setting(command: argparse.ArgumentParser, *, widths: str, trials: int) -> None:
@@ -13,18 +14,10 @@ def add_setting(command: argparse.ArgumentParser, *, widths: str, trials: int) -
     add("--depth", type=int, default=3, metavar="L", help="linear layers (3)")
     add("--inputs", type=int, metavar="D", help="features of the input (the width)")
     add("--outputs", type=int, metavar="D", help="features of the output (the width)")
-    add("--activation", default="relu", help=f"{', '.join(activations.ACTIVATIONS)} (relu)")
-    add("--law", default="uniform", help="uniform or normal weights (uniform)")
-    add("--scaling", default="max", help=f"{', '.join(laws.SCALINGS)} (max, the paper's)")
-    add(
-        "--gain",
-        type=float,
-        default=6**0.5,
-        metavar="K",
-        help="factor on the weights, the paper's K (2.449: ReLU keeps the size of its input)",
-    )
+    options.add_activation(command)
+    options.add_law(command)
     add("--pruning", default="magnitude", help=f"{', '.join(pruning.METHODS)} (magnitude)")
-    add("--layers", nargs="+", default=["middle"], help="middle, all, or names (middle)")
+    options.add_layers(command)
     add("--trials", type=int, default=trials, metavar="N", help=f"pairs a width ({trials})")
     add("--confidence", type=float, default=0.95, help="of all verdicts together (0.95)")
     add("--seed", type=int, default=0, metavar="S", help="of all random keys, below 2^32 (0)")
@@ -37,23 +30,20 @@ def read_setting(args: argparse.Namespace) -> dict[str, Any]:
       ValueError: a name or number out of range.
     """
     depth = validation.integer("depth", args.depth, 1, 1000)
-    name = validation.choice("activation", args.activation, activations.ACTIVATIONS)
-    law = laws.LAWS[validation.choice("law", args.law, laws.LAWS)]
-    method = validation.choice("pruning", args.pruning, pruning.METHODS)
+    activation = options.read_activation(args)
 
     def network_of_width(d):
         first = d if args.inputs is None else args.inputs
         last = d if args.outputs is None else args.outputs
         widths = (first, *[d] * (depth - 1), last)
-        return networks.dense(widths, activations.ACTIVATIONS[name])
+        return networks.dense(widths, activation)
 
-    layers = args.layers[0] if len(args.layers) == 1 else tuple(args.layers)
     given = {} if args.widths is None else {"widths": args.widths}
     return {
         "network_of_width": network_of_width,
-        "law": law(args.gain, args.scaling),
-        "pruning": pruning.METHODS[method],
-        "layers": layers,
+        "law": options.read_law(args),
+        "pruning": options.read_pruning(args.pruning),
+        "layers": options.read_layers(args),
         "trials": args.trials,
         "confidence": args.confidence,
         "seed": args.seed,

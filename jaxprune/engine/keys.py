@@ -13,7 +13,7 @@ from jaxprune.types import Key
 STREAM_VERSION = 1
 """Changes whenever the same seed would give other bits."""
 
-WEIGHTS, MASK, INPUTS, TRAINING = range(4)
+WEIGHTS, MASK, INPUTS, TRAINING, SPLITTING = range(5)
 """What a key is for."""
 
 TRIAL_PURPOSES = 3

@@ -110,6 +110,7 @@ def _inverses(plan, inverses):
         found = (answers["theorem"], answers["infinite_width"])
         table.add_row(name, *("–" if answer is None else words(answer) for answer in found))
 
+    row("P(gap > ε) at most", inverses["least_delta"], number_up)
     if width := inverses["least_width"]:
         row(f"least d of {'-'.join(map(str, width['widths']))}, {plan['amount']}", width, str)
     row("largest common sparsity", inverses["largest_sparsity"], _down)

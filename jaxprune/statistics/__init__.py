@@ -25,6 +25,7 @@ from jaxprune.statistics.ends import (
     level_of_one,
 )
 from jaxprune.statistics.exponent import MAX_POINTS, Exponent, exponent
+from jaxprune.statistics.importance import Weighted, importance
 from jaxprune.statistics.many import e_bh, fixed_sequence, holm
 from jaxprune.statistics.means import Mean, betting, empirical_bernstein
 from jaxprune.statistics.planning import (
@@ -38,6 +39,14 @@ from jaxprune.statistics.sequential import (
     log_e_violated,
     log_mixture,
     sequence_limits,
+)
+from jaxprune.statistics.splitting import (
+    UNRELIABLE,
+    Estimate,
+    Problem,
+    Splitting,
+    estimate,
+    ideal_interval,
 )
 from jaxprune.statistics.stopping import Evidence, judge_stopped
 from jaxprune.statistics.verdict import (
@@ -60,25 +69,33 @@ __all__ = [
     "MAX_POINTS",
     "TRIALS",
     "UNDECIDED",
+    "UNRELIABLE",
     "VIOLATED",
     "Claim",
     "Counts",
     "Decision",
     "Ends",
+    "Estimate",
     "Evidence",
     "Exponent",
     "Mean",
+    "Problem",
     "Ranks",
+    "Splitting",
     "Sprt",
     "Survival",
+    "Weighted",
     "betting",
     "dkw_at_look",
     "dkw_half_width",
     "e_bh",
     "empirical_bernstein",
+    "estimate",
     "exponent",
     "fixed_sequence",
     "holm",
+    "ideal_interval",
+    "importance",
     "judge",
     "judge_ends",
     "judge_stopped",

@@ -44,10 +44,11 @@ def bound(
       with probability delta),
       `infinite_width` (null for convolutions), `paper` (which theorem of the paper speaks of it,
       and its hypotheses) and `inverses` (null without eps). These are `largest_sparsity` and
-      `largest_amounts`, by `theorem` and by `infinite_width` (null for convolutions), and
-      `least_width`: which `widths` of the network are d, and the least d by either, null where
-      none up to 65536 will do; the whole entry is null for convolutions, without hidden layers,
-      and where nothing is removed.
+      `largest_amounts`, by `theorem` and by `infinite_width` (null for convolutions),
+      `least_delta`, a proven bound of P(gap > eps) (null if there is none), and `least_width`:
+      which `widths` of the network are d, and the least d by either, null where none up to 65536
+      will do; the whole entry is null for convolutions, without hidden layers, and where nothing
+      is removed.
 
     Raises:
       ValueError: an argument out of range; one line that names it.
@@ -182,6 +183,10 @@ def _inverses(network, law, method, amount, layers, delta, eps) -> dict[str, Any
             "theorem": _amounts(bounds.largest_amounts(*case, **theorem)),
             "infinite_width": typical
             and _amounts(bounds.typical_largest_amounts(*case, **typical)),
+        },
+        "least_delta": {
+            "theorem": bounds.least_delta(*case, amount, eps=eps, layers=layers),
+            "infinite_width": None,
         },
         "least_width": width
         and {
