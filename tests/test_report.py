@@ -98,6 +98,21 @@ def result():
         "runs": {"planned": 1, "seeds": [1], "present": 1, "exploratory": False},
         "environment": {"jax": "0.0", "device": HOSTILE},
         "cells": cells,
+        "exponents": [
+            {
+                "experiment": "one",
+                "pruning": HOSTILE,
+                "amount": "D^0.75",
+                "median_lower": {
+                    "slope": -0.514,
+                    "low": -0.553,
+                    "high": -0.471,
+                    "lack_of_fit": 0.2,
+                },
+                "median_upper": {"low": -0.6, "high": -0.2, "lack_of_fit": 0.001},
+                "typical": None,
+            }
+        ],
     }
 
 

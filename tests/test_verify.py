@@ -69,6 +69,7 @@ CELL_KEYS = {
         "p_value_violated",
         "verdict",
         "by_theorem",
+        "accuracy_change_limits",
         "smallest_eps",
         "survival",
         "gap_quantile_limits",

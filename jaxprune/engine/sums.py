@@ -1,6 +1,7 @@
 """Counts and sums that merge exactly, in any order and grouping."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,6 +108,27 @@ class Moments:
         mean = self.total.over(n)
         variance = max(0.0, self.squares.over(n) - mean**2)
         return mean, math.sqrt(variance / (n - 1)) if n > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How often each integer occurred: `((value, count), ...)`, rising."""
+
+    counts: tuple[tuple[int, int], ...] = ()
+
+    @staticmethod
+    def of(values: np.ndarray) -> "Integers":
+        found, counts = np.unique(np.asarray(values, np.int64), return_counts=True)
+        return Integers(tuple(zip(found.tolist(), counts.tolist(), strict=True)))
+
+    def __add__(self, other: "Integers") -> "Integers":
+        total = Counter(dict(self.counts))
+        total.update(dict(other.counts))
+        return Integers(tuple(sorted(total.items())))
+
+    def values(self) -> np.ndarray:
+        """All of them, sorted."""
+        return np.repeat(*np.array(self.counts, np.int64).reshape(-1, 2).T)
 
 
 @dataclass(frozen=True)

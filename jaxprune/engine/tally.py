@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxprune import validation
-from jaxprune.engine.sums import Distribution, Histogram, Moments
+from jaxprune.engine.sums import Distribution, Histogram, Integers, Moments
 from jaxprune.engine.trial import Trial
-from jaxprune.statistics import Counts, quantile_ranks
+from jaxprune.statistics import Counts, Mean, betting, quantile_ranks
 
 GUARD = 1e-4
 """Relative guard band around epsilon; a number this close to it decides nothing. The same trial
@@ -41,6 +41,7 @@ class Tally:
       squared: the finite trials' mean squared gaps per output.
       mean, relative: the finite trials' distances over the inputs, see `Trial`.
       target_correct, pruned_correct: sums over the finite trials.
+      changes: of the finite trials, by how many the pruned network has more correct.
       worst: `(lower, trial id)` of the largest lower bounds, largest first.
     """
 
@@ -57,6 +58,7 @@ class Tally:
     relative: Distribution = field(default_factory=Distribution, repr=False)
     target_correct: int = 0
     pruned_correct: int = 0
+    changes: Integers = field(default=Integers(), repr=False)
     worst: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
     @staticmethod
@@ -93,6 +95,7 @@ class Tally:
             relative=Distribution.of(t.relative[ok]),
             target_correct=int(t.target_correct[ok].astype(np.int64).sum()),
             pruned_correct=int(t.pruned_correct[ok].astype(np.int64).sum()),
+            changes=Integers.of(t.pruned_correct[ok].astype(np.int64) - t.target_correct[ok]),
             worst=_largest(worst),
         )
 
@@ -118,6 +121,7 @@ class Tally:
                     "relative",
                     "target_correct",
                     "pruned_correct",
+                    "changes",
                 )
             },
         )
@@ -172,6 +176,24 @@ class Tally:
         NaN where there are too few trials.
         """
         return self.squared.mean()
+
+    def accuracy_change_limits(self, labelled: int, alpha: float, seed: int) -> Mean:
+        """Limits of the mean change in accuracy over all pairs, each at alpha by itself.
+
+        By betting (`statistics.betting`), for a number of trials fixed beforehand. A tally does
+        not keep the trials' order; independent trials may be taken in one drawn from the seed. A
+        trial that is not finite counts as -1 in the lower limit and as 1 in the upper.
+
+        Args:
+          labelled: how many labelled inputs there are.
+          alpha: in (0, 1).
+          seed: of the order.
+        """
+        values = self.changes.values() / validation.integer("labelled", labelled, 1)
+        values = np.concatenate([values, np.full(self.nonfinite, np.nan)])
+        values = np.random.default_rng(seed).permutation(values)
+        planned = max(1, self.trials)
+        return betting(values, values, alpha, low=-1.0, high=1.0, planned=planned, sides=1)
 
     def mean_distance(self) -> tuple[float, float]:
         """`||F(x) - f(x)||`, averaged over the inputs and the finite trials; its standard error.

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jaxprune.report import plots
-from jaxprune.report.words import caption, eps, limits, number, number_up, plain, summary
+from jaxprune.report.words import caption, eps, limits, number, number_up, plain, slope, summary
 
 _STYLE = """
 :root { color-scheme: light dark; --fg: #1c1c1c; --bg: #fff; --line: #d0d0d0; --soft: #f4f4f4; }
@@ -88,6 +88,13 @@ def page(result: dict[str, Any]) -> str:
         if law := cells[0]["law"]:
             parts.append(f"<p>Weights: {_text(law)}.</p>")
         parts.append(_table(cells))
+        parts += [
+            f"<p>{_text(row['pruning'])}, {_text(row['amount'])}: gap ∝ width^slope, "
+            f"{_text(slope(row['median_lower']))} for the median lower bound, "
+            f"{_text(slope(row['median_upper']))} for the upper.</p>"
+            for row in result["exponents"]
+            if row["experiment"] == title
+        ]
     rows = {"plan hash": plan["hash"], **environment}
     parts += [
         "<h2>Plan and environment</h2><div class='wide'><table>",

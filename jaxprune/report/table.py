@@ -15,6 +15,7 @@ from jaxprune.report.words import (
     number,
     number_up,
     plain,
+    slope,
     summary,
     target,
 )
@@ -34,11 +35,28 @@ def render(result: dict[str, Any], console: Console) -> None:
         console.print()
         console.print(Text(plain(title), style="bold"))
         console.print(_table(list(cells)))
+    if result["exponents"]:
+        console.print()
+        console.print(Text("Gap ∝ width^slope", style="bold"))
+        console.print(_exponents(result["exponents"]))
     console.print()
     for line in caption(result):
         console.print(Text(line), soft_wrap=False)
     console.print()
     console.print(Text(summary(result), style="bold"))
+
+
+def _exponents(found):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("experiment: pruning, amount")
+    for name in ("median of\nlower bounds", "of upper\nbounds", "one input,\nrms"):
+        table.add_column(name, no_wrap=True, min_width=19)
+    for row in found:
+        table.add_row(
+            Text(plain(f"{row['experiment']}: {row['pruning']} {row['amount']}")),
+            *(slope(row[key]) for key in ("median_lower", "median_upper", "typical")),
+        )
+    return table
 
 
 def _table(cells):

@@ -51,6 +51,14 @@ def limits(cell: dict[str, Any]) -> tuple[str, str]:
     return f"{math.floor(low) / 1000:.3f}", f"{math.ceil(high) / 1000:.3f}"
 
 
+def slope(fit: dict[str, Any] | None) -> str:
+    """Limits of a power law's slope, rounded outward, and a mark where the law does not fit."""
+    if fit is None:
+        return "–"
+    low, high = math.floor(100 * fit["low"]) / 100, math.ceil(100 * fit["high"]) / 100
+    return f"{low:.2f} to {high:.2f}" + (" bent" if fit["lack_of_fit"] <= 0.01 else "")
+
+
 def target(cell: dict[str, Any]) -> str:
     """Kind and widths of a cell's network, as much as a table has room for."""
     return cell["network"].split(",")[0]
@@ -75,8 +83,18 @@ def caption(result: dict[str, Any]) -> list[str]:
         f"Verdicts ({test} over all {len(result['cells'])} claims, which may share trials): with "
         f"{confidence} confidence none is wrongly said to hold, with {confidence} none to be "
         "violated.",
+        *_slopes(result),
         _runs(result),
     ]
+
+
+def _slopes(result):
+    if result["exponents"]:
+        confidence = percent(result["cells"][0]["confidence"])
+        yield (
+            f"Slopes: weighted least squares in log width, Student's limits at {confidence} each; "
+            "bent: a power law does not fit (p ≤ 0.01), and the limits are those of no law."
+        )
 
 
 def _runs(result):

@@ -33,6 +33,7 @@ from jaxprune.statistics.planning import (
     trials_for_power,
     trials_without_failure,
 )
+from jaxprune.statistics.regression import PowerLaw, WithConstant, power_law
 from jaxprune.statistics.sequential import (
     Sprt,
     log_e_holds,
@@ -79,12 +80,14 @@ __all__ = [
     "Evidence",
     "Exponent",
     "Mean",
+    "PowerLaw",
     "Problem",
     "Ranks",
     "Splitting",
     "Sprt",
     "Survival",
     "Weighted",
+    "WithConstant",
     "betting",
     "dkw_at_look",
     "dkw_half_width",
@@ -108,6 +111,7 @@ __all__ = [
     "lower_limit",
     "p_value_at_least",
     "p_value_at_most",
+    "power_law",
     "quantile_ranks",
     "sequence_limits",
     "survival",

@@ -26,6 +26,7 @@ from jaxprune.statistics import (
 from jaxprune.studies import runs as ledger
 from jaxprune.studies import trained
 from jaxprune.studies.ahead import compiling_ahead
+from jaxprune.studies.exponents import exponents
 from jaxprune.studies.plan import TEST_IMAGES, UNIT_BALL, Case, Plan
 from jaxprune.studies.result import Progress, environment, plain
 from jaxprune.types import Params
@@ -50,8 +51,9 @@ def verify(
       folder: in which the ledger of runs is kept (`studies.runs`); None for none.
 
     Returns:
-      `{"plan": ..., "runs": ..., "environment": ..., "cells": [...]}`, plain data that is strict
-      JSON; a cell is one case at one epsilon. The README documents the keys.
+      `{"plan": ..., "runs": ..., "environment": ..., "cells": [...], "exponents": [...]}`, plain
+      data that is strict JSON; a cell is one case at one epsilon. The folder's README documents
+      the keys.
 
     Raises:
       ValueError: a case that does not fit in memory; nothing has been sampled then.
@@ -102,6 +104,7 @@ def verify(
         "runs": {**plain(made._asdict()), "exploratory": made.exploratory},
         "environment": environment(plan.seed),
         "cells": _cells(plan, made, runs, tallies, watches, seconds),
+        "exponents": plain(exponents(plan.cases, tallies, plan.confidence_of_run)),
     }
 
 
@@ -199,7 +202,7 @@ def _cells(
     rows = zip(plan.cases, runs, tallies, watches, seconds, strict=True)
     for case, run, tally, watch, spent in rows:
         facts = _facts(case, tally)
-        facts |= _whole_distribution(plan, tally)
+        facts |= _whole_distribution(plan, case, tally)
         facts["smallest_eps"] = None if made.exploratory else _smallest_eps(plan, tally, watch)
         for eps, source in case.eps:
             counts, decision = tally.counts(eps), next(decisions)
@@ -225,10 +228,11 @@ def _cells(
     return plain(cells)
 
 
-def _whole_distribution(plan: Plan, tally: Tally) -> dict[str, Any]:
-    """Limits at all epsilons together, and of one quantile; null unless the trials were fixed."""
+def _whole_distribution(plan: Plan, case: Case, tally: Tally) -> dict[str, Any]:
+    """Limits at all epsilons together, of one quantile, and of the mean change in accuracy; null
+    unless the trials were fixed."""
     if plan.until_decided:
-        return {"survival": None, "gap_quantile_limits": None}
+        return dict.fromkeys(("survival", "gap_quantile_limits", "accuracy_change_limits"))
     alpha, rising = 1.0 - plan.confidence_of_run, sorted(set(tally.eps))
     band = survival([tally.counts(eps) for eps in rising], alpha)
     return {
@@ -237,6 +241,9 @@ def _whole_distribution(plan: Plan, tally: Tally) -> dict[str, Any]:
             for eps, low, high in zip(rising, band.low, band.high, strict=True)
         ],
         "gap_quantile_limits": tally.gap_quantile_limits(plan.delta, alpha),
+        "accuracy_change_limits": None
+        if isinstance(case.targets, Law)
+        else tally.accuracy_change_limits(len(trained.digits().test_y), alpha, plan.seed),
     }
 
 

@@ -1,0 +1,82 @@
+"""Slopes over the widths of a plan, against a law that is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxprune.engine import Tally, Trial
+from jaxprune.studies import plan
+from jaxprune.studies.exponents import exponents
+
+WIDTHS = (16, 32, 64, 128)
+
+
+def cases(widths=WIDTHS, **changes):
+    experiment = {
+        "title": "t",
+        "network": "dense",
+        "widths": [[d] * 4 for d in widths],
+        "law": "uniform",
+        "pruning": "random",
+        "sparsity": [0.1, 0.2],
+        "eps": [1.0],
+    }
+    return plan.parse({"title": "t", "experiment": [experiment | changes]}).cases
+
+
+def tally(rng, width, power, spread=0.1, trials=400):
+    """Gaps around width^power, upper bounds twice, typical distances a tenth of them."""
+    gaps = (width**power * np.exp(spread * rng.normal(size=trials))).astype(np.float32)
+    zero = np.zeros(trials, int)
+    numbers = (gaps, 2 * gaps, gaps, gaps / 10, gaps, gaps)
+    return Tally.of([1.0], range(trials), Trial(np.ones(trials, bool), *numbers, zero, zero))
+
+
+def tallies(seed, all_cases, power):
+    rng = np.random.default_rng(seed)
+    return [tally(rng, case.network.widths[1], power) for case in all_cases]
+
+
+def test_slopes_of_a_known_law_are_covered():
+    """200 studies with limits at 90 %: 160 or more hold, a false alarm below 1e-4 each of three."""
+    all_cases = cases(sparsity=0.1)
+    held = dict.fromkeys(("median_lower", "median_upper", "typical"), 0)
+    for seed in range(200):
+        [found] = exponents(all_cases, tallies(seed, all_cases, -0.75), 0.9)
+        assert found["widths"] == sorted(WIDTHS)
+        for name in held:
+            held[name] += found[name]["low"] <= -0.75 <= found[name]["high"]
+    assert min(held.values()) >= 160, held
+
+
+def test_families_differ_by_width_alone():
+    all_cases = cases()
+    powers = [-1.0 if "10" in str(case.amount) else -0.5 for case in all_cases]
+    rng = np.random.default_rng(1)
+    found = exponents(
+        all_cases,
+        [tally(rng, c.network.widths[1], p) for c, p in zip(all_cases, powers, strict=True)],
+        0.99,
+    )
+    slopes = {row["amount"]: row["typical"]["slope"] for row in found}
+    assert len(slopes) == 2
+    for amount, value in slopes.items():
+        assert value == pytest.approx(-1.0 if "10" in amount else -0.5, abs=0.03)
+    assert not exponents(cases(WIDTHS[:2]), tallies(0, cases(WIDTHS[:2]), -1.0), 0.99)
+
+
+def test_bounds_that_are_zero_are_no_part_of_a_power_law():
+    all_cases = cases(sparsity=0.1)
+    nothing = (np.zeros(9, np.float32),) * 6
+    zero = Tally.of([1.0], range(9), Trial(np.ones(9, bool), *nothing, *(np.zeros(9, int),) * 2))
+    lost = Tally.of(
+        [1.0],
+        range(9),
+        Trial(np.zeros(9, bool), *(np.full(9, np.nan, np.float32),) * 6, *(np.zeros(9, int),) * 2),
+    )
+    good = tallies(0, all_cases[2:], -1.0)
+    [found] = exponents(all_cases, [zero, lost, *good], 0.99)
+    assert [found[k] for k in ("median_lower", "median_upper", "typical")] == [None] * 3
+    [found] = exponents(all_cases, [zero, *tallies(0, all_cases[1:], -1.0)], 0.99)
+    assert found["typical"]["points"] == 3 and math.isfinite(found["typical"]["low"])
