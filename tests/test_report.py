@@ -94,6 +94,7 @@ def result():
             "delta": 0.05,
             "seed": 1,
             "until_decided": False,
+            "correction": "holm",
         },
         "runs": {"planned": 1, "seeds": [1], "present": 1, "exploratory": False},
         "environment": {"jax": "0.0", "device": HOSTILE},

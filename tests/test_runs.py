@@ -7,7 +7,16 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import cli
-from jaxprune.statistics import CERTIFIED, ESTIMATED, HOLDS, VIOLATED, Evidence, p_value_at_most
+from jaxprune.report import words
+from jaxprune.statistics import (
+    CERTIFIED,
+    ESTIMATED,
+    HOLDS,
+    VIOLATED,
+    Evidence,
+    log_e_violated,
+    p_value_at_most,
+)
 from jaxprune.studies import plan as plans
 from jaxprune.studies import runs
 from jaxprune.studies.verify import LOOK, verify
@@ -74,6 +83,19 @@ def test_sampling_ends_at_the_first_look_that_decides_every_claim(plan_file):
     assert tally.trials == trials
     for cell, eps in zip(cells, tally.eps, strict=True):
         assert {k: cell[k] for k in tally.counts(eps)._fields} == tally.counts(eps)._asdict()
+
+
+def test_a_plan_may_ask_for_few_wrong_verdicts_among_many(plan_file):
+    plan = plans.load(plan_file)
+    few = plans.parse(dict(plan.source) | {"correction": "e-bh"})
+    assert few.hash != plan.hash and plan.source["correction"] == "holm"
+    result = verify(few)
+    first, _, last = result["cells"]
+    assert (first["verdict"], last["verdict"]) == (VIOLATED, HOLDS)
+    assert "e-BH" in " ".join(words.caption(result))
+    n, m = first["trials"], len(result["cells"])
+    expected = min(1.0, m * np.exp(-log_e_violated(first["far"], n, 0.2)))
+    assert first["p_value_violated"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("until_decided", [False, True])
@@ -180,7 +202,13 @@ def test_a_spoilt_ledger_is_refused_in_one_line(text, tmp_path, plan_file, monke
 
 
 @pytest.mark.parametrize(
-    ("line", "named"), [("until_decided = 1", "until_decided"), ("runs = 0", "runs")]
+    ("line", "named"),
+    [
+        ("until_decided = 1", "until_decided"),
+        ("runs = 0", "runs"),
+        ('correction = "e-bh"', "needs until_decided"),
+        ('until_decided = true\ncorrection = "bonferroni"', "correction"),
+    ],
 )
 def test_bad_plan_keys(line, named, plan_file):
     plan_file.write_text(PLAN.replace("until_decided = true", line))

@@ -154,6 +154,25 @@ def test_verdicts_of_stopped_claims_are_holms():
         judge_stopped(claims, evidence[:1])
 
 
+def test_e_bh_takes_the_last_e_values_and_decides_more():
+    """Of 10 claims at .01 e-BH rejects 5 at log(10 / .05) where Holm wants log(10 / .01)."""
+    claims = [Claim(Counts(100, 0, 0, 0), 0.1)] * 10
+    strong, weak = math.log(10 / 0.05) + 1e-9, 0.0
+    evidence = [Evidence(strong, 0.0, strong, 0.0)] * 5 + [Evidence(weak, 0.0, weak, 0.0)] * 5
+    decided = [d.verdict for d in judge_stopped(claims, evidence, 0.99, "e-bh")]
+    assert decided == [HOLDS] * 5 + [UNDECIDED] * 5
+    assert {d.verdict for d in judge_stopped(claims, evidence, 0.99)} == {UNDECIDED}
+    # The largest of many looks is no e-value.
+    fallen = [Evidence(20.0, 0.0, 0.0, 0.0)] * 10
+    assert {d.verdict for d in judge_stopped(claims, fallen, 0.99, "e-bh")} == {UNDECIDED}
+    assert fallen[0].decides(0.01) and not fallen[0].decides(0.01, "e-bh")
+    looked = Evidence().look(Counts(90, 0, 0, 0), 0.1).look(Counts(90, 0, 40, 0), 0.1)
+    assert looked.last_holds < 0 < looked.holds == log_e_holds(0, 90, 0.1)
+    assert looked.last_violated == looked.violated == log_e_violated(40, 130, 0.1)
+    with pytest.raises(ValueError, match="correction = 'bh'"):
+        judge_stopped(claims, evidence, 0.99, "bh")
+
+
 def test_sprt_keeps_both_errors_and_refuses_equal_hypotheses():
     test = Sprt(0.1, 0.01, alpha=0.02, beta=0.05)
     said = lambda k, n: np.array([test.decide(int(j), n) for j in k], object)

@@ -73,7 +73,7 @@ def test_many_claims_at_once(rho):
         z = math.sqrt(rho) * rng.standard_normal() + math.sqrt(1 - rho) * rng.standard_normal(cells)
         z = z + shift
         any_false += (holm(stats.norm.sf(z))[:nulls] <= alpha).any()
-        rejected = e_bh(3.5 * z - 3.5**2 / 2, alpha)
+        rejected = e_bh(3.5 * z - 3.5**2 / 2) <= alpha
         proportion += rejected[:nulls].sum() / max(1, rejected.sum())
     allowed = alpha + 4.9 * math.sqrt(alpha * (1 - alpha) / sweeps)
     assert any_false / sweeps <= allowed and proportion / sweeps <= allowed

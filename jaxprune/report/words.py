@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, VIOLATED
+from jaxprune.statistics import E_BH, ESTIMATED, HOLDS, UNDECIDED, VIOLATED
 
 
 def plain(text: Any) -> str:
@@ -68,9 +68,19 @@ def caption(result: dict[str, Any]) -> list[str]:
     """What the columns mean, with every confidence in words."""
     confidence = percent(result["cells"][0]["confidence"])
     limits, test = "one-sided Clopper–Pearson limits", "Holm"
+    right = (
+        f"with {confidence} confidence none is wrongly said to hold, with {confidence} none to be "
+        "violated"
+    )
     if result["plan"]["until_decided"]:
         limits = "limits of a confidence sequence, right at any look,"
         test = "Holm on e-processes, right whenever a simulation stops,"
+    if result["plan"]["correction"] == E_BH:
+        test = "e-BH on e-values"
+        share = percent(1.0 - result["cells"][0]["confidence"])
+        right = (
+            f"of those said to hold at most {share} are wrong in the mean, likewise of the violated"
+        )
     return [
         "Claim of each row: P(gap ≤ ε) ≥ 1 − δ. Gap: sup ‖F(x) − f(x)‖ over a ball, or the "
         "largest over the test images. P: over weights (or trainings) and masks; images are fixed.",
@@ -80,9 +90,8 @@ def caption(result: dict[str, Any]) -> list[str]:
         "Where most trials are between, more trials will not decide: the bracket is too wide.",
         f"P(gap ≤ ε): {limits} from these counts, {confidence} confidence "
         "each. *: ε is the theorem's; certified ε is rounded up.",
-        f"Verdicts ({test} over all {len(result['cells'])} claims, which may share trials): with "
-        f"{confidence} confidence none is wrongly said to hold, with {confidence} none to be "
-        "violated.",
+        f"Verdicts ({test} over all {len(result['cells'])} claims, which may share trials): "
+        f"{right}.",
         *_slopes(result),
         _runs(result),
     ]

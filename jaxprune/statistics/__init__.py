@@ -49,7 +49,7 @@ from jaxprune.statistics.splitting import (
     estimate,
     ideal_interval,
 )
-from jaxprune.statistics.stopping import Evidence, judge_stopped
+from jaxprune.statistics.stopping import CORRECTIONS, E_BH, HOLM, Evidence, judge_stopped
 from jaxprune.statistics.verdict import (
     CERTIFIED,
     ESTIMATED,
@@ -65,8 +65,11 @@ from jaxprune.statistics.verdict import (
 __all__ = [
     "BRACKET",
     "CERTIFIED",
+    "CORRECTIONS",
     "ESTIMATED",
+    "E_BH",
     "HOLDS",
+    "HOLM",
     "MAX_POINTS",
     "TRIALS",
     "UNDECIDED",

@@ -5,34 +5,34 @@ import numpy as np
 from jaxprune import validation
 
 
-def e_bh(log_e_values, alpha):
-    """Which of m null hypotheses to reject, with a false discovery rate of at most alpha.
+def e_bh(log_e_values):
+    """Levels at which e-BH rejects each of m null hypotheses (Wang & Ramdas, JRSS-B 2022).
 
-    The k largest e-values, k the largest with `k e_(k) >= m / alpha` (Wang & Ramdas, JRSS-B 2022),
-    under any dependence. The e-values are those of one common time, fixed or a stopping time; the
-    largest of many looks is no e-value (Tavyrikov, Goeman & de Heide 2025), so evidence that was
-    kept as such goes to `stopping.judge_stopped` instead.
+    It rejects those of the k largest e-values, k the largest with `k e_(k) >= m / alpha`; so the
+    hypothesis of the j-th largest at any alpha of at least `min over k >= j of m / (k e_(k))`.
+    Rejecting where this is at most alpha keeps the false discovery rate, the mean share of false
+    ones among the rejected, at most alpha under any dependence. Each e-value is of a time at which
+    its trials were stopped; the largest of many looks is no e-value (Tavyrikov, Goeman & de Heide
+    2025).
 
     Args:
       log_e_values: `(m,)` logarithms.
-      alpha: in (0, 1).
 
     Returns:
-      bool `(m,)`.
+      float64 `(m,)`, at most 1.
 
     Raises:
-      ValueError: alpha out of range, or a number that is NaN.
+      ValueError: a number that is NaN.
     """
-    alpha = validation.real("alpha", alpha, 0.0, 1.0)
     log_e = np.asarray(log_e_values, np.float64)
     if np.isnan(log_e).any():
         raise ValueError("log_e_values: NaN is no evidence")
     order = np.argsort(-log_e, kind="stable")
     k = np.arange(1, len(log_e) + 1)
-    passed = np.flatnonzero(log_e[order] + np.log(k) >= np.log(max(len(log_e), 1) / alpha))
-    rejected = np.zeros(len(log_e), bool)
-    rejected[order[: passed[-1] + 1 if len(passed) else 0]] = True
-    return rejected
+    levels = np.log(max(len(log_e), 1)) - np.log(k) - log_e[order]
+    adjusted = np.empty_like(log_e)
+    adjusted[order] = np.exp(np.minimum(np.minimum.accumulate(levels[::-1])[::-1], 0.0))
+    return adjusted
 
 
 def fixed_sequence(p_values, alpha):

@@ -67,8 +67,9 @@ class Decision(NamedTuple):
       verdict: `HOLDS`, `VIOLATED` or `UNDECIDED`.
       p_low: exact lower limit of P(gap <= eps), where only close trials count as successes.
       p_high: exact upper limit, where only far trials count as failures.
-      p_value_holds: Holm-adjusted p-value of the null hypothesis that the claim is false.
-      p_value_violated: Holm-adjusted p-value of the null hypothesis that it is true.
+      p_value_holds: p-value of the null hypothesis that the claim is false, adjusted for the
+        number of claims.
+      p_value_violated: the same of the null hypothesis that it is true.
     """
 
     verdict: str
@@ -97,8 +98,8 @@ def judge(claims: Sequence[Claim], confidence: float = 0.99) -> list[Decision]:
     trials, not_close, far, deltas = columns(claims)
     return decide(
         alpha,
-        holds=binomial.p_value_at_most(not_close, trials, deltas),
-        violated=binomial.p_value_at_least(far, trials, deltas),
+        holds=holm(binomial.p_value_at_most(not_close, trials, deltas)),
+        violated=holm(binomial.p_value_at_least(far, trials, deltas)),
         low=1.0 - binomial.upper_limit(not_close, trials, alpha),
         high=1.0 - binomial.lower_limit(far, trials, alpha),
     )
@@ -122,14 +123,14 @@ def columns(claims: Sequence[Claim]) -> tuple[list[int], list[int], list[int], l
 
 
 def decide(alpha: float, *, holds, violated, low, high) -> list[Decision]:
-    """Holm over the claims, each kind of error at `alpha`; arrays of one entry a claim.
+    """Verdicts of claims, each kind of error at `alpha`; arrays of one entry a claim.
 
     Args:
       alpha: the error allowed.
-      holds, violated: p-values of the null hypotheses that each claim is false, and true.
+      holds, violated: p-values of the null hypotheses that each claim is false, and true,
+        adjusted for their number.
       low, high: limits of P(gap <= eps).
     """
-    holds, violated = holm(holds), holm(violated)
     verdicts = np.where(holds <= alpha, HOLDS, np.where(violated <= alpha, VIOLATED, UNDECIDED))
     rows = zip(*map(np.ndarray.tolist, (verdicts, low, high, holds, violated)), strict=True)
     return [Decision(*row) for row in rows]

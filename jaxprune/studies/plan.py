@@ -20,6 +20,7 @@ from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network
 from jaxprune.pruning import Amount, Pruning
+from jaxprune.statistics import CORRECTIONS, E_BH, HOLM
 from jaxprune.studies import trained
 from jaxprune.studies.result import sha256
 from jaxprune.studies.trained import Recipe
@@ -38,6 +39,8 @@ PLAN_KEYS = {
     "confidence": "of each limit, and of the verdicts together (0.99)",
     "trials": "pairs in every simulation (1000)",
     "until_decided": "true: a simulation ends once its claims are decided; trials are its budget",
+    "correction": "for the number of claims: holm, no verdict is wrong; or, with until_decided, "
+    "e-bh, few of the verdicts are wrong: a share of 1 - confidence in the mean (holm)",
     "runs": "for how many seeds the plan is; they share 1 - confidence (1)",
     "experiment": "tables, one for every combination of the lists in it, with the keys below",
 }
@@ -132,6 +135,7 @@ class Plan:
       delta: the claim is P(gap <= eps) >= 1 - delta.
       confidence: of every limit and of the verdicts together.
       until_decided: whether a case's sampling ends once its claims are decided.
+      correction: `statistics.HOLM` or `statistics.E_BH`.
       runs: for how many seeds the plan is.
       cases: in the order of the report.
       source: the plan as plain data, with the command line's values and defaults filled in.
@@ -142,6 +146,7 @@ class Plan:
     delta: float
     confidence: float
     until_decided: bool
+    correction: str
     runs: int
     cases: tuple[Case, ...]
     source: Mapping[str, Any]
@@ -219,6 +224,9 @@ def parse(
     confidence = validation.real("confidence", source.get("confidence", 0.99), 0.0, 1.0)
     until_decided = source.get("until_decided", False)
     validation.instance("until_decided", until_decided, bool, "true or false")
+    correction = validation.choice("correction", source.get("correction", HOLM), CORRECTIONS)
+    if correction == E_BH and not until_decided:
+        raise ValueError(f"correction = {correction!r}: needs until_decided = true")
     runs = validation.integer("runs", source.get("runs", 1), 1, 1000)
     default_trials = validation.integer("trials", source.get("trials", 1000), 1, keys.MAX_TRIALS)
     cases = []
@@ -231,8 +239,10 @@ def parse(
             raise ValueError(f"experiment {i}: the plan has more than {MAX_CASES} cases")
     title = _text("title", source.get("title", "Untitled plan"))
     source |= {"title": title, "seed": seed, "delta": delta, "confidence": confidence}
-    source |= {"until_decided": until_decided, "runs": runs}
-    return Plan(title, seed, delta, confidence, until_decided, runs, tuple(cases), source)
+    source |= {"until_decided": until_decided, "correction": correction, "runs": runs}
+    return Plan(
+        title, seed, delta, confidence, until_decided, correction, runs, tuple(cases), source
+    )
 
 
 def _cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:

@@ -86,10 +86,10 @@ def verify(
 
     runs = [_prepare(case, plan, targets) for case in plan.cases]
     claims = sum(len(case.eps) for case in plan.cases)
-    # Bonferroni decides when to stop: what it decides Holm does.
+    # Bonferroni decides when to stop: what it decides Holm and e-BH do.
     level = (1.0 - plan.confidence_of_run) / claims
     tallies, seconds = [], []
-    watches = [_Watch(case, plan.delta, level) for case in plan.cases]
+    watches = [_Watch(case, plan, level) for case in plan.cases]
     with compiling_ahead(runs):
         for case, run, watch in zip(plan.cases, runs, watches, strict=True):
             start = time.perf_counter()
@@ -111,16 +111,16 @@ def verify(
 class _Watch:
     """Looks at a case's claims after each block; true once all of them are decided."""
 
-    def __init__(self, case: Case, delta: float, level: float):
+    def __init__(self, case: Case, plan: Plan, level: float):
         self.evidence = {eps: Evidence() for eps, _ in case.eps}
-        self.delta, self.level = delta, level
+        self.delta, self.correction, self.level = plan.delta, plan.correction, level
 
     def __call__(self, tally: Tally) -> bool:
         self.evidence = {
             eps: evidence.look(tally.counts(eps), self.delta)
             for eps, evidence in self.evidence.items()
         }
-        return all(evidence.decides(self.level) for evidence in self.evidence.values())
+        return all(e.decides(self.level, self.correction) for e in self.evidence.values())
 
 
 def _trainings(plan: Plan) -> dict[tuple, int]:
@@ -181,7 +181,7 @@ def _decisions(plan: Plan, claims: Sequence[Claim], watches: Sequence[_Watch]) -
     if not plan.until_decided:
         return judge(claims, plan.confidence_of_run)
     evidence = [e for watch in watches for e in watch.evidence.values()]
-    return judge_stopped(claims, evidence, plan.confidence_of_run)
+    return judge_stopped(claims, evidence, plan.confidence_of_run, plan.correction)
 
 
 def _cells(
