@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import laws
+from jaxprune.bits import random_bits
 from jaxprune.types import Key
 
 
 def sphere(key: Key, n: int, shape: Sequence[int]) -> jax.Array:
     """n uniform points of the unit sphere, `(n, *shape)` float32."""
-    g = laws.sample(laws.NORMAL, 1.0, jax.random.bits(key, (n, math.prod(shape)), jnp.uint32))
+    g = laws.sample(laws.NORMAL, 1.0, random_bits(key, (n, math.prod(shape))))
     return (g / jnp.linalg.norm(g, axis=1, keepdims=True)).reshape(n, *shape)
 
 

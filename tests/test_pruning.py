@@ -1,5 +1,7 @@
 """One conformance suite that every pruning method passes, and the selection beneath."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,19 +16,25 @@ EXACT = [pruning.random, pruning.magnitude]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-@pytest.mark.parametrize("kind", ["spread", "tied", "top", "zero"])
-def test_smallest_is_a_stable_sort(size, kind):
+@pytest.mark.parametrize("kind", ["spread", "floats", "nonfinite", "tied", "top", "zero"])
+@pytest.mark.parametrize("floats", [False, True])
+def test_smallest_is_a_stable_sort(size, kind, floats):
     rng = np.random.default_rng(size)
+    numbers = np.exp(20 * rng.normal(size=size)).astype(np.float32)
+    broken = np.where(rng.random(size) < 0.3, rng.choice([np.nan, np.inf, 0.0], size), numbers)
     keys = {
         "spread": rng.integers(0, 2**31, size),
+        "floats": numbers.view(np.int32),
+        "nonfinite": broken.astype(np.float32).view(np.int32) & 0x7FFFFFFF,
         "tied": rng.integers(0, 4, size),
         "top": np.full(size, 2**31 - 1),
         "zero": np.zeros(size),
     }[kind].astype(np.int32)
+    select = jax.jit(functools.partial(smallest, floats=floats))
     for k in sorted({0, 1, size // 3, size // 2, size - 1, size}):
         expected = np.zeros(size, bool)
         expected[np.argsort(keys, kind="stable")[:k]] = True
-        np.testing.assert_array_equal(jax.jit(smallest)(keys, k), expected)
+        np.testing.assert_array_equal(select(keys, k), expected)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

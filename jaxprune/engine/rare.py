@@ -19,6 +19,7 @@ import numpy as np
 from jax.scipy.special import erf, erfc, ndtri
 
 from jaxprune import laws, validation
+from jaxprune.bits import random_bits
 from jaxprune.engine import keys, memory
 from jaxprune.engine.run import Run, prepare
 from jaxprune.engine.trial import Design, Numbers
@@ -293,11 +294,11 @@ def _of(key, purpose, layer):
 
 
 def _normal(key, shape):
-    return laws.sample(laws.NORMAL, 1.0, jax.random.bits(key, shape, jnp.uint32))
+    return laws.sample(laws.NORMAL, 1.0, random_bits(key, shape))
 
 
 def _priorities(key, shape):
-    return (jax.random.bits(key, shape, jnp.uint32) >> (32 - COIN_BITS)).astype(jnp.int32)
+    return (random_bits(key, shape) >> (32 - COIN_BITS)).astype(jnp.int32)
 
 
 def _threshold(level):

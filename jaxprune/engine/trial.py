@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import laws
+from jaxprune.bits import random_bits
 from jaxprune.engine import keys
 from jaxprune.engine.keys import TrialId
 from jaxprune.gaps import (
@@ -114,7 +115,7 @@ def target(design: Design, numbers: Numbers, trial: TrialId, layer_keys: Key) ->
         laws.sample(
             design.family,
             numbers.scales[i],
-            jax.random.bits(layer_keys[i], shape, jnp.uint32),
+            random_bits(layer_keys[i], shape),
         )
         for i, shape in enumerate(design.network.weight_shapes)
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import validation
+from jaxprune.bits import random_bits
 from jaxprune.gaps.climb import climb, scaled, stateless
 from jaxprune.gaps.difference import Removed, difference
 from jaxprune.gaps.intervals import interval_bounds
@@ -79,7 +80,7 @@ def measure_linf_ball(
     def at(x):
         return difference(network, params, removed, x)
 
-    bits = jax.random.bits(key, (domain.samples, *network.in_shape), jnp.uint32)
+    bits = random_bits(key, (domain.samples, *network.in_shape))
     x = jnp.where(bits >> 31 == 0, radius, -radius)
     differences = jax.vmap(at)(x)
     _, starts = jax.lax.top_k(length(differences), domain.starts)

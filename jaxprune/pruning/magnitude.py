@@ -5,7 +5,7 @@ from jaxprune.pruning.selection import magnitude_keys, smallest
 
 
 def _magnitude_mask(key, w, level):
-    return ~smallest(magnitude_keys(w), level)
+    return ~smallest(magnitude_keys(w), level, floats=True)
 
 
 def _kept_energy(family, sparsity):

@@ -1,8 +1,8 @@
 """Random pruning: a uniformly random subset of given size, or one coin a weight."""
 
-import jax
 import jax.numpy as jnp
 
+from jaxprune.bits import random_bits
 from jaxprune.pruning.base import Pruning, exact_count
 from jaxprune.pruning.selection import smallest
 
@@ -10,7 +10,7 @@ COIN_BITS = 30  # the level of a certain removal, 2^30, still fits int32
 
 
 def _coins(key, w):
-    bits = jax.random.bits(key, w.shape, jnp.uint32)
+    bits = random_bits(key, w.shape)
     return (bits >> (32 - COIN_BITS)).astype(jnp.int32)
 
 
