@@ -12,11 +12,11 @@ from jaxprune.studies.exponents import exponents
 WIDTHS = (16, 32, 64, 128)
 
 
-def cases(widths=WIDTHS, **changes):
+def cases(hidden=WIDTHS, **changes):
     experiment = {
         "title": "t",
         "network": "dense",
-        "widths": [[d] * 4 for d in widths],
+        "widths": [[d] * 4 for d in hidden],
         "law": "uniform",
         "pruning": "random",
         "sparsity": [0.1, 0.2],
@@ -66,15 +66,38 @@ def test_families_differ_by_width_alone():
     assert not exponents(cases(WIDTHS[:2]), tallies(0, cases(WIDTHS[:2]), -1.0), 0.99)
 
 
+def test_cases_that_differ_by_more_than_the_width_are_no_family():
+    def slopes(*rows):
+        all_cases = cases(sparsity=0.1, widths=[list(row) for row in rows])
+        rng = np.random.default_rng(0)
+        return exponents(all_cases, [tally(rng, c.network.widths[1], -1.0) for c in all_cases], 0.9)
+
+    for rows in (
+        [(16, 32, 32, 8), (32, 64, 64, 8), (8, 128, 128, 8)],  # inputs of another width each
+        [(8, 32, 32, 8), (8, 64, 64, 8), (8, 64, 64, 64, 8), (8, 128, 128, 9)],
+    ):
+        assert not slopes(*rows)
+    assert slopes((8, 32, 32, 4), (8, 64, 64, 4), (8, 128, 128, 4))
+    assert slopes((32, 32, 32, 4), (64, 64, 64, 4), (128, 128, 128, 4))
+
+
+def test_few_trials_say_nothing():
+    all_cases = cases(sparsity=0.1)
+    rng = np.random.default_rng(0)
+    few = [tally(rng, case.network.widths[1], -1.0, trials=99) for case in all_cases]
+    [found] = exponents(all_cases, few, 0.9)
+    assert found["typical"] is found["median_lower"] is None
+
+
 def test_bounds_that_are_zero_are_no_part_of_a_power_law():
     all_cases = cases(sparsity=0.1)
-    nothing = (np.zeros(9, np.float32),) * 6
-    zero = Tally.of([1.0], range(9), Trial(np.ones(9, bool), *nothing, *(np.zeros(9, int),) * 2))
-    lost = Tally.of(
+    n, correct = 200, (np.zeros(200, int),) * 2
+    of = lambda finite, value: Tally.of(
         [1.0],
-        range(9),
-        Trial(np.zeros(9, bool), *(np.full(9, np.nan, np.float32),) * 6, *(np.zeros(9, int),) * 2),
+        range(n),
+        Trial(np.full(n, finite), *(np.full(n, value, np.float32),) * 6, *correct),
     )
+    zero, lost = of(True, 0.0), of(False, np.nan)
     good = tallies(0, all_cases[2:], -1.0)
     [found] = exponents(all_cases, [zero, lost, *good], 0.99)
     assert [found[k] for k in ("median_lower", "median_upper", "typical")] == [None] * 3

@@ -85,6 +85,15 @@ def test_sampling_ends_at_the_first_look_that_decides_every_claim(plan_file):
         assert {k: cell[k] for k in tally.counts(eps)._fields} == tally.counts(eps)._asdict()
 
 
+def test_an_epsilon_asked_for_twice_is_two_claims(plan_file):
+    source = dict(plans.load(plan_file).source)
+    (experiment,) = source["experiment"]
+    twice = plans.parse(source | {"experiment": [experiment | {"eps": [0.7, 0.7]}]})
+    first, second = verify(twice)["cells"]
+    assert first["verdict"] == second["verdict"] == HOLDS
+    assert first["p_value_holds"] == second["p_value_holds"]
+
+
 def test_a_plan_may_ask_for_few_wrong_verdicts_among_many(plan_file):
     plan = plans.load(plan_file)
     few = plans.parse(dict(plan.source) | {"correction": "e-bh"})

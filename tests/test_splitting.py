@@ -245,6 +245,51 @@ def test_trials_that_certify_without_a_failure():
     assert splitting.certifying_trials(1e-13, 0.99) is None
 
 
+@pytest.mark.parametrize("p", [0.9, 0.999, 0.9999])
+def test_particles_without_a_level_are_plain_trials(p):
+    """Replicas that killed nothing: Clopper-Pearson's limits of all particles, by enumeration."""
+    n, replicas = 20, 10
+    trials = n * replicas
+    covered = 0.0
+    for k in range(trials + 1):
+        above = [min(n, max(0, k - n * i)) for i in range(replicas)]
+        paths = [splitting.Path(a / n, 1.0, (), n, 0.0, 0.5) for a in above]
+        mean, low, high = splitting.limits(paths, 0.99)
+        assert mean == pytest.approx(k / trials)
+        covered += stats.binom.pmf(k, trials, p) * (low <= p <= high)
+    assert covered >= 0.99 - 1e-9
+
+
+@pytest.mark.parametrize(("n", "kill"), [(200, 20), (50, 25), (20, 10)])
+def test_limits_of_ideal_replicas_cover_however_few_the_particles(n, kill):
+    """Independent copies: ln(p) per level is that of a Beta(n - k + 1, k) order statistic. Of 2,000
+    limits at 99 % at most 45 may miss (a false alarm of 1e-6); Student's of the mean, where
+    particles are few, miss far more."""
+    rng, target = np.random.default_rng(n), 1e-8
+    missed = students = 0
+    for _ in range(2000):
+        paths = []
+        for _ in range(10):
+            left, levels = target, []
+            while (level := rng.beta(n - kill + 1, kill)) > left:
+                left /= level
+                levels.append(kill)
+            above = rng.binomial(n, left) if levels else 0
+            while above < n - kill + 1:  # at the last stage fewer than k are below the target
+                above = rng.binomial(n, left)
+            variance = len(levels) * kill / (n * (n - kill)) + (n - above) / (n * above)
+            reached = (1 - kill / n) ** len(levels)
+            paths.append(
+                splitting.Path(reached * above / n, reached, tuple(levels), n, variance, 0.5)
+            )
+        _, low, high = splitting.limits(paths, 0.99)
+        missed += not low <= target <= high
+        _, low, high = t_limits([path.p for path in paths], 0.99)
+        students += not low <= target <= high
+    assert missed <= 45, missed
+    assert n == 200 or students > 60
+
+
 def test_t_limits_are_students():
     x = np.random.default_rng(0).exponential(size=10) * 1e-3
     mean, low, high = t_limits(x, 0.99)

@@ -194,7 +194,9 @@ def least_delta(
     eps: float,
     layers: str | Sequence[str] | Callable[[str], bool] = "middle",
 ) -> float | None:
-    """A proven bound of `P(gap > eps)`: the least delta, to 1 %, at which `certify` gives eps.
+    """A proven bound of `P(gap > eps)`: a delta at which `certify` gives eps.
+
+    The least one to 1 %, where the certified gap falls as delta grows.
 
     Args:
       network: dense and convolution layers.
@@ -216,7 +218,7 @@ def least_delta(
     low, high = math.log(1e-300), math.log1p(-(2.0**-20))
     if gap(low) <= eps:
         return math.exp(low)
-    if gap(high) > eps:
+    if not gap(high) <= eps:
         return None
     while high - low > 0.01:
         middle = 0.5 * (low + high)

@@ -71,9 +71,9 @@ def rare_failure(
 ) -> Estimate:
     """Estimates P(one end of the gap's bracket > eps) over weights and masks, down to 1e-8.
 
-    With `end="lower"` that is at most P(gap > eps), with "upper" at least, up to rounding; on
-    given inputs the two are equal. A lower end depends on where ascent starts: the probability is
-    that for the seed's starting inputs. Ends that are no numbers count as failures.
+    With `end="lower"` that is at most P(gap > eps), with "upper" at least, up to rounding and to
+    ends that are no numbers, which count as failures; on given inputs the two are equal. A lower
+    end depends on where ascent starts: the probability is that for the seed's starting inputs.
 
     Args:
       network: the architecture.

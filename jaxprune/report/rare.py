@@ -59,12 +59,13 @@ def caption(result: dict[str, Any]) -> list[str]:
         proved = f"certified by theorem: P(gap > ε) ≤ {number_up(result['theorem'])}"
     return [
         f"Gap: sup ‖F(x) − f(x)‖ over the unit ball; pruned: {', '.join(plan['layers'])}. "
-        "P(gap > ε) lies between the probabilities of the two ends.",
+        "P(gap > ε) lies between the probabilities of the two ends; an end that is no number "
+        "counts as above ε.",
         f"All of this is estimated: limits are Student's, {percent(plan['confidence'])} each, and "
-        "right only if the moves mix. A part of the event that the replicas never met is not seen, "
-        "whatever the checks say.",
+        "about right if the moves mix. A part of the event that the replicas never met is not "
+        "seen, whatever the checks say.",
         "Trials that would certify: so many independent pairs without a failure show, at the "
-        "confidence of the limits, a probability below the upper limit.",
+        "confidence of the limits, a probability at most the upper limit.",
         f"Beside it, {proved}.",
     ]
 

@@ -116,7 +116,7 @@ def _runs(result):
     if runs["exploratory"]:
         line += (
             f" The plan is for {runs['planned']}, so this run is exploratory: its verdicts are "
-            f"{ESTIMATED}, its limits those of one run picked among several."
+            f"{ESTIMATED}, its limits and slopes those of one run picked among several."
         )
     return line
 

@@ -18,6 +18,9 @@ from jaxprune.statistics.splitting import certifying_trials
 from jaxprune.statistics.verdict import ESTIMATED
 
 LEAST_SHARE = 0.1
+FEW = 30
+"""With fewer draws in the event the upper limit is the exact one of the mixture, over a0."""
+
 _BLOCK = 2**16
 
 
@@ -27,8 +30,8 @@ class Weighted:
 
     Attributes:
       p: mean of `weight * event`.
-      low, high: two-sided limits by the normal law of that mean, which needs many draws in the
-        event; without any, 0 and `1 / a0` times the exact limit of the mixture's probability.
+      low, high: two-sided limits by the normal law of that mean; with fewer than 30 draws in the
+        event, high is `1 / a0` times the exact limit of the mixture's probability.
       confidence: of the limits.
       draws: how many.
       events: draws in the event.
@@ -100,7 +103,10 @@ def importance(
     error = math.sqrt(max(0.0, squares / draws - p**2) / (draws - 1))
     margin = special.ndtri(0.5 + 0.5 * confidence) * error
     # The mixture gives the event at least a0 times its nominal probability.
-    high = p + margin if events else binomial.upper_limit(0, draws, 1.0 - confidence) / a0
+    # So its limits follow from the draws alone, where these are too few for the normal law.
+    level = (1.0 - confidence) / (2 if events else 1)
+    most_events = binomial.upper_limit(events, draws, level) / a0
+    high = p + margin if events >= FEW else most_events
     high = float(min(1.0, high))
     return Weighted(
         p=float(p),
@@ -109,8 +115,8 @@ def importance(
         confidence=confidence,
         draws=draws,
         events=events,
-        effective=float(total**2 / squares) if events else 0.0,
-        largest_share=float(largest / total) if events else 0.0,
+        effective=float(total**2 / squares) if squares else 0.0,
+        largest_share=float(largest / total) if total else 0.0,
         most=float(most),
         certifying_trials=certifying_trials(high, confidence),
     )

@@ -106,15 +106,17 @@ def power_law(
     if len(set(x[kept].tolist())) < 2:
         raise ValueError(f"x = {x[kept].tolist()}: two different ones above the floor are needed")
     u, v, errors = np.log(x[kept]), np.log(y[kept]), errors[kept]
-    k, w = len(u), errors**-2.0
+    # In units of the least error, whose square may be no float.
+    unit = errors.min()
+    k, w = len(u), (errors / unit) ** -2.0
 
     centre = w @ u / w.sum()
     spread = w @ (u - centre) ** 2
     slope = float(w @ ((u - centre) * v) / spread)
     intercept = float(w @ (v - slope * u) / w.sum())
-    chi2 = float(w @ (v - intercept - slope * u) ** 2)
+    chi2 = float(w @ ((v - intercept - slope * u) / unit) ** 2)
     scale, p = _scale(chi2, k - 2)
-    margin = _margin(scale / math.sqrt(spread), k - 2, confidence)
+    margin = _margin(scale * unit / math.sqrt(spread), k - 2, confidence)
     constant = None
     if k >= 4 and p <= significance:
         constant = _with_constant(u, v, errors, slope, confidence)

@@ -4,7 +4,7 @@ Particles drawn from the prior climb a score. At each level the lowest are kille
 copies of survivors, moved by a kernel that is reversible for the prior and refused at or below the
 level; `P(score > target)` is the product of the surviving fractions. Au & Beck 2001; Cerou &
 Guyader 2007. Killing the k lowest AND all that tie with them, with a strict `>` everywhere, keeps
-the estimate right where the score has atoms (Walter 2015).
+the mean exact for independent copies, atoms or not (Walter 2015); copies of few moves bias it.
 
 If the kernel mixes badly, or a part of the event hides behind a score that leads elsewhere, the
 estimate is too small and its limits are wrong; no test excludes that. What would certify is a run
@@ -20,6 +20,7 @@ import numpy as np
 from scipy import special
 
 from jaxprune import validation
+from jaxprune.statistics import binomial
 from jaxprune.statistics.binomial import MAX_TRIALS
 from jaxprune.statistics.planning import trials_without_failure
 from jaxprune.statistics.verdict import ESTIMATED
@@ -98,6 +99,7 @@ class Path(NamedTuple):
       p: its estimate; 0 if it died out.
       reached: product of the surviving fractions up to the last level.
       killed: particles killed at each level, ties included.
+      particles: N.
       variance: of log p (of log reached, if extinct) if every copy were independent: the sum of
         `killed / (N (N - killed))`, and the last stage's.
       scale: of the moves at the end.
@@ -106,6 +108,7 @@ class Path(NamedTuple):
     p: float
     reached: float
     killed: tuple[int, ...]
+    particles: int
     variance: float
     scale: float
 
@@ -127,8 +130,10 @@ class Estimate:
     Attributes:
       what: what it is the probability of.
       p: mean over the replicas with 2T kernel steps, dead ones at 0.
-      low, high: two-sided t limits of that mean; low is 0 once a replica died out.
-      confidence: of the limits, if the mixing is good.
+      low, high: two-sided limits. Where no replica had a level, particles are plain trials, and
+        the limits Clopper-Pearson's; where one died out, Student's of the mean and low 0; else
+        Student's of the mean of log p-hat, plus half its variance for ideal mixing.
+      confidence: of the limits, about, if the mixing is good.
       ideal: limits that hold for ideal mixing; a check, no more.
       shift: mean of log p-hat with 2T steps less that with T; NaN once a replica died out.
       shift_error: its standard error.
@@ -216,13 +221,11 @@ def summarize(
     short: Sequence[Path], long: Sequence[Path], confidence: float, what: str = "P(score > target)"
 ) -> Estimate:
     """The estimate of `long` replicas, checked against `short` ones of half the kernel steps."""
-    p, low, high = t_limits([path.p for path in long], confidence)
+    p, low, high = limits(long, confidence)
     doubts, shift, error = [], math.nan, math.nan
     if any(path.extinct for path in (*short, *long)):
         doubts.append(EXTINCT)
         low = 0.0
-        if any(path.extinct for path in long):
-            high = max(high, *(path.limits(confidence)[1] for path in long if path.extinct))
     else:
         logs = [np.log([path.p for path in paths]) for paths in (short, long)]
         shift = float(logs[1].mean() - logs[0].mean())
@@ -230,7 +233,7 @@ def summarize(
         if abs(shift) > 2 * error:
             doubts.append(MIXING)
         # Log p-hat is close to normal. Replicas that scatter more than ideal ones have copies that
-        # stayed near their parents: the t limits of so skewed a mean are too low too often.
+        # stayed near their parents: their mean is skewed, and limits are too low too often.
         for paths, x in zip((short, long), logs, strict=True):
             ideal = np.mean([path.variance for path in paths])
             squares = float(((x - x.mean()) ** 2).sum())
@@ -267,7 +270,7 @@ def split(
         alive = np.flatnonzero(scores > level)
         killed.append(len(dead))
         if not len(alive) or reached < plan.floor:
-            return Path(0.0, reached, tuple(killed), variance, scale)
+            return Path(0.0, reached, tuple(killed), n, variance, scale)
         reached *= len(alive) / n
         variance += len(dead) / (n * len(alive))
         parents = rng.choice(alive, len(dead))
@@ -283,7 +286,7 @@ def split(
             scale = min(1.0, max(1e-3, scale * math.exp(rate - 0.3)))
     above = int((scores > target).sum())
     variance += (n - above) / (n * above) if above else 0.0
-    return Path(reached * (above / n), reached, tuple(killed), variance, scale)
+    return Path(reached * (above / n), reached, tuple(killed), n, variance, scale)
 
 
 def _host_walk(problem):
@@ -319,15 +322,37 @@ def gaussian_step(rng: np.random.Generator, z: np.ndarray, scale: float) -> np.n
     return math.sqrt(1.0 - scale**2) * z + scale * rng.standard_normal(z.shape)
 
 
+def limits(paths: Sequence[Path], confidence: float) -> tuple[float, float, float]:
+    """Mean of the replicas, and its two-sided limits; see `Estimate`."""
+    p, low, high = t_limits([path.p for path in paths], confidence)
+    if all(not path.killed for path in paths):
+        trials = sum(path.particles for path in paths)
+        below = round((1.0 - p) * trials)
+        least, most = binomial.limits(below, trials, 1.0 - confidence)
+        return p, float(1.0 - most), float(1.0 - least)
+    if extinct := [path for path in paths if path.extinct]:
+        return p, 0.0, max(high, *(path.limits(confidence)[1] for path in extinct))
+    # The mean of few replicas is skewed where each is uncertain, its logarithm is not:
+    # log E p-hat = E log p-hat + variance / 2 where p-hat is log-normal.
+    _, low, high = _student(np.log([path.p for path in paths]), confidence)
+    half = 0.5 * float(np.mean([path.variance for path in paths]))
+    return p, math.exp(low + half), min(1.0, math.exp(high + half))
+
+
 def t_limits(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
     """Mean of independent estimates of a probability, and its t limits, cut to [0, 1]."""
     confidence = validation.real("confidence", confidence, 0.0, 1.0)
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or len(x) < 2:
         raise ValueError(f"values of shape {x.shape}: at least two numbers are needed")
+    mean, low, high = _student(x, confidence)
+    return mean, max(0.0, low), min(1.0, high)
+
+
+def _student(x, confidence):
     t = special.stdtrit(len(x) - 1, 0.5 + 0.5 * confidence)
-    mean, margin = x.mean(), t * x.std(ddof=1) / math.sqrt(len(x))
-    return float(mean), float(max(0.0, mean - margin)), float(min(1.0, mean + margin))
+    mean, margin = float(x.mean()), float(t * x.std(ddof=1) / math.sqrt(len(x)))
+    return mean, mean - margin, mean + margin
 
 
 def _ideal(paths, p, confidence):
@@ -335,7 +360,7 @@ def _ideal(paths, p, confidence):
     variance = float(np.mean([path.variance for path in paths])) / len(paths)
     extinct = any(path.extinct for path in paths)
     middle = max(path.reached for path in paths) if extinct else p
-    low, high = Path(middle, middle, (), variance, 1.0).limits(confidence)
+    low, high = Path(middle, middle, (), 1, variance, 1.0).limits(confidence)
     return (0.0 if extinct else low), high
 
 

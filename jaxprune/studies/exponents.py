@@ -15,6 +15,9 @@ from jaxprune.studies.plan import Case
 
 LEAST_WIDTHS = 3
 
+LEAST_TRIALS = 100
+"""With fewer the standard errors are themselves so uncertain that true power laws look bent."""
+
 _RESOLUTION = 2.0**-7 / math.sqrt(12.0)
 """Standard deviation of log x over a bucket of the histograms, 0.8 % wide."""
 
@@ -33,17 +36,21 @@ def exponents(
       One a family of cases: `experiment`, `pruning`, `amount`, `widths`, and of the
       `median_lower` and `median_upper` bound and the `typical` distance (root mean square, at one
       input) the fields of `statistics.PowerLaw`; None where fewer than three are positive and
-      finite.
+      finite, or of 100 trials. The limits take estimates as independent, but cases share the
+      seed: those of neighbouring widths correlate a little.
     """
-    families: dict[tuple, dict[int, Tally]] = {}
+    families: dict[tuple, list[tuple[int, Tally]]] = {}
     for case, tally in zip(cases, tallies, strict=True):
-        width = _width(case)
-        if width is not None:
-            family = (case.title, case.targets, case.pruning, case.amount, case.domain, case.pruned)
-            families.setdefault(family, {})[width] = tally
+        shape = _shape(case)
+        if shape is not None:
+            width, ends = shape
+            family = (case.title, case.pruning, case.amount, case.domain, case.targets, case.pruned,
+                      case.ball, case.network.activation, ends, case.trials)  # fmt: skip
+            families.setdefault(family, []).append((width, tally))
     found = []
-    for (title, _, pruning, amount, domain, _), by_width in families.items():
-        if len(by_width) >= LEAST_WIDTHS:
+    for (title, pruning, amount, domain, *_), members in families.items():
+        by_width = dict(members)
+        if len(by_width) == len(members) >= LEAST_WIDTHS:
             fit = lambda estimate, w=by_width: _fit(w, estimate, confidence)
             found.append(
                 {
@@ -60,17 +67,20 @@ def exponents(
     return found
 
 
-def _width(case: Case) -> int | None:
-    """The width of a dense network whose layers, but for input and output, are equally wide."""
+def _shape(case: Case) -> tuple[int, tuple] | None:
+    """Width of the hidden layers of a dense network, if it is one, and what input and output are:
+    a number, or "d" where they are as wide."""
     if not case.network.is_dense:
         return None
-    hidden = set(case.network.widths[1:-1])
-    return hidden.pop() if len(hidden) == 1 else None
+    first, *hidden, last = case.network.widths
+    if len(set(hidden)) != 1:
+        return None
+    return hidden[0], tuple("d" if end == hidden[0] else end for end in (first, last))
 
 
 def _median(tally: Tally, end: int) -> tuple[float, float]:
     """The median of one end of the bracket, and the standard error of its logarithm by ranks."""
-    step = 0.5 / math.sqrt(max(tally.trials, 1))
+    step = 0.5 / math.sqrt(tally.trials)
     low, middle, high = (tally.gap_quantile(min(1.0, 0.5 + s))[end] for s in (-step, 0.0, step))
     if not 0.0 < low <= middle <= high < math.inf:
         return math.nan, math.nan
@@ -83,7 +93,11 @@ def _typical(tally: Tally) -> tuple[float, float]:
 
 
 def _fit(by_width, estimate, confidence) -> dict[str, Any] | None:
-    points = [(width, *estimate(tally)) for width, tally in sorted(by_width.items())]
+    points = [
+        (width, *estimate(tally))
+        for width, tally in sorted(by_width.items())
+        if tally.trials >= LEAST_TRIALS
+    ]
     points = [p for p in points if all(map(math.isfinite, p)) and p[2] > 0.0]
     if len(points) < LEAST_WIDTHS:
         return None

@@ -104,7 +104,9 @@ def verify(
         "runs": {**plain(made._asdict()), "exploratory": made.exploratory},
         "environment": environment(plan.seed),
         "cells": _cells(plan, made, runs, tallies, watches, seconds),
-        "exponents": plain(exponents(plan.cases, tallies, plan.confidence_of_run)),
+        "exponents": []
+        if plan.until_decided
+        else plain(exponents(plan.cases, tallies, plan.confidence_of_run)),
     }
 
 
@@ -180,7 +182,7 @@ def _prepare(case: Case, plan: Plan, trained_targets: dict[tuple, Params]) -> en
 def _decisions(plan: Plan, claims: Sequence[Claim], watches: Sequence[_Watch]) -> list[Decision]:
     if not plan.until_decided:
         return judge(claims, plan.confidence_of_run)
-    evidence = [e for watch in watches for e in watch.evidence.values()]
+    evidence = [w.evidence[e] for c, w in zip(plan.cases, watches, strict=True) for e, _ in c.eps]
     return judge_stopped(claims, evidence, plan.confidence_of_run, plan.correction)
 
 
