@@ -60,7 +60,7 @@ def run(tests: str, cache: str, fault=None):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        return done.returncode, time.perf_counter() - start, done.stdout[-2000:]
+        return done.returncode, time.perf_counter() - start, done.stdout[-4000:]
 
 
 def main():
