@@ -16,7 +16,7 @@ from random_layers import LAWS, most_failures, removed_bound, removed_part, samp
 from jaxprune import activations, bounds, networks, pruning
 from jaxprune.bounds import random_matrices
 from jaxprune.bounds.certificate import certify_counts
-from jaxprune.bounds.telescoped import _plans, switching_order, telescoping_sum
+from jaxprune.bounds.telescoped import _plans, certify_by_norms, switching_order, telescoping_sum
 from jaxprune.bounds.wishart import log_trace_moment
 
 
@@ -188,6 +188,27 @@ def test_delta_is_spent_once_and_the_split_is_no_worse_than_equal(method, counts
         plans = _plans(network, LAWS[1], method, counts, delta)
         equal = [p.eps(np.full((1, len(p.events)), 1 / len(p.events)))[0] for p in plans]
         assert certificate.eps <= min(equal) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("method", pruning.METHODS)
+@pytest.mark.parametrize("counts", [(0, 50, 0), (30, 200, 70), (900, 900, 0)])
+def test_what_each_event_proves_at_its_share_of_delta_makes_up_eps(method, counts):
+    """From the certificate alone: the norms stated, switched in the order stated."""
+    network, law = networks.dense((30, 30, 30, 30)), LAWS[1]
+    certificate = certify_by_norms(network, law, method, counts, 0.1)
+    for event in certificate.events:
+        i = network.names.index(event.layer)
+        assert getattr(certificate, event.matrix)[i] <= event.bound.value
+        if event.matrix == "weights":
+            alone = bounds.norm_bound(network.layers[i], law, delta=event.delta)
+            assert event.bound == alone
+    norms = list(certificate.weights)
+    total = 0.0
+    for i in (network.names.index(name) for name in certificate.order):
+        others = [norm for j, norm in enumerate(norms) if j != i]
+        total += certificate.removed[i] * np.prod(others)
+        norms[i] = certificate.kept[i]
+    assert certificate.eps == pytest.approx(total, rel=1e-9)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)

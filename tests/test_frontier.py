@@ -248,6 +248,23 @@ def test_probes_are_simulations_that_can_be_run_again(result):
         assert tally.counts(1.4) == Counts(*(probe[key] for key in Counts._fields))
 
 
+def test_another_seed_draws_other_pairs():
+    asked = SMALL | {"trials": 100, "confidence": 0.5, "resolution": 1.0}
+    (point,) = frontier(one_layer, widths=[3], seed=7, **asked)["points"]
+    counts = [
+        [
+            jp.simulate(
+                one_layer(3), LAW, jp.random, jp.Fraction(probe["sparsity"]),
+                eps=[1.4], trials=100, layers="all", domain=BALL, seed=seed,
+            ).counts(1.4)
+            for probe in point["probes"]
+        ]
+        for seed in (7, 0)
+    ]  # fmt: skip
+    found = [Counts(*(probe[key] for key in Counts._fields)) for probe in point["probes"]]
+    assert found == counts[0] != counts[1]
+
+
 def test_points_are_whole(result):
     text = json.dumps(result, allow_nan=False)
     assert json.loads(text) == result

@@ -7,6 +7,7 @@ import pytest
 
 from jaxprune import activations, gaps, laws, networks, pruning
 from jaxprune.gaps import UnitBall
+from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.networks import Conv, Dense
 
 ACTIVATIONS = [
@@ -153,6 +154,19 @@ def test_svd_against_power_iteration_and_bound():
         above = float(matrix_norm_bound(jnp.asarray(a)))
         assert below <= exact * (1 + 1e-6) and exact <= above
         assert above <= 1.01 * exact and below >= 0.9 * exact
+
+
+@pytest.mark.parametrize("n", [1, 8, 33 * 33, 4096, 100_000])
+def test_a_maximum_does_not_lose_what_is_not_a_number(n):
+    """XLA's own maximum does on some CPUs, of some thousand numbers and more."""
+    values = np.random.default_rng(n).random(n).astype(np.float32)
+    assert float(jax.jit(largest)(values)) == float(largest(values)) == values.max()
+    for value in (np.nan, np.inf, -np.inf):
+        for place in (0, n // 2, n - 1):
+            hurt = values.copy()
+            hurt[place] = value
+            assert np.isnan(largest(hurt)) and np.isnan(jax.jit(largest)(hurt))
+            assert np.isnan(lengths(hurt[None])) or np.isinf(value)
 
 
 def test_norm_bounds_of_zero_and_of_nonfinite_matrices():

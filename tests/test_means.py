@@ -1,5 +1,6 @@
 """Limits of bounded means: exact enumeration, simulation with a stated false alarm, definitions."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy import stats
 
 from jaxprune.statistics import betting, empirical_bernstein
+from jaxprune.statistics.means import MOST_OF_CAPITAL, _bets
 
 ALPHA = 0.05
 
@@ -72,6 +74,26 @@ def test_betting_covers_at_every_look(planned):
                  for n in range(10, 61, 10))  # fmt: skip
         missed += any(not low <= 0.2 <= high for low, high in looks)
     assert missed <= stats.binom.isf(1e-6, runs, ALPHA)
+
+
+@pytest.mark.parametrize("planned", [None, 8])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_capital_is_a_martingale_at_the_mean(p, planned):
+    """Exact, over all sequences of 8 coins: a bet that knew its own trial would gain."""
+    coins = np.array(list(itertools.product((0.0, 1.0), repeat=8)))
+    chance = np.prod(np.where(coins == 1, p, 1 - p), axis=1)
+    bets = np.array([_bets(x, ALPHA, planned) for x in coins])
+    capital = np.cumprod(1 + np.minimum(bets, MOST_OF_CAPITAL / p) * (coins - p), axis=1)
+    np.testing.assert_allclose(chance @ capital, 1, rtol=1e-12)
+    assert len(np.unique(bets[:, -1])) > 1  # they learn, from earlier trials
+
+
+def test_two_limits_of_a_bet_share_the_error():
+    x = np.random.default_rng(5).random(50)
+    both = betting(x, x, 0.1, low=0, high=1, sides=2)
+    assert both == betting(x, x, 0.05, low=0, high=1, sides=1)
+    one = betting(x, x, 0.1, low=0, high=1, sides=1)
+    assert both.low < one.low < one.high < both.high
 
 
 def test_betting_closes_in_and_brackets_count_on_both_sides():

@@ -15,7 +15,9 @@ ACTIVATIONS = [*activations.ACTIVATIONS.values(), activations.leaky_relu(0.3)]
 
 def brute_force_convolution(layer, w, x):
     mode = "wrap" if layer.padding == "CIRCULAR" else "constant"
-    x = np.pad(x, ((0, 0), layer.pads, layer.pads), mode=mode)
+    k = layer.kernel
+    pads = (0, 0) if layer.padding == "VALID" else ((k - 1) // 2, k // 2)
+    x = np.pad(x, ((0, 0), pads, pads), mode=mode)
     planes = [
         sum(signal.correlate2d(x[i], w[o, i], "valid") for i in range(layer.c_in))
         for o in range(layer.c_out)

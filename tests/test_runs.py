@@ -14,6 +14,7 @@ from jaxprune.statistics import (
     HOLDS,
     VIOLATED,
     Evidence,
+    holm,
     log_e_violated,
     p_value_at_most,
 )
@@ -81,6 +82,9 @@ def test_sampling_ends_at_the_first_look_that_decides_every_claim(plan_file):
         if all(max(e) >= np.log(2 / 0.01) for e in evidence):
             break
     assert tally.trials == trials
+    for name, key in (("holds", "p_value_holds"), ("violated", "p_value_violated")):
+        p_values = holm(np.exp([-getattr(e, name) for e in evidence]))
+        np.testing.assert_allclose([cell[key] for cell in cells], p_values, rtol=1e-12)
     for cell, eps in zip(cells, tally.eps, strict=True):
         assert {k: cell[k] for k in tally.counts(eps)._fields} == tally.counts(eps)._asdict()
 

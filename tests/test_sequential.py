@@ -173,6 +173,14 @@ def test_e_bh_takes_the_last_e_values_and_decides_more():
         judge_stopped(claims, evidence, 0.99, "bh")
 
 
+def test_limits_of_stopped_claims_count_open_trials_against_either_end():
+    """A right end of either sequence, by its definition: not close above, far below."""
+    (found,) = judge_stopped([Claim(Counts(70, 10, 15, 5), 0.1)], [Evidence()], 0.99)
+    assert found.p_low == 1 - sequence_limits(30, 100, 0.01)[1]
+    assert found.p_high == 1 - sequence_limits(15, 100, 0.01)[0]
+    assert found.verdict == UNDECIDED
+
+
 def test_sprt_keeps_both_errors_and_refuses_equal_hypotheses():
     test = Sprt(0.1, 0.01, alpha=0.02, beta=0.05)
     said = lambda k, n: np.array([test.decide(int(j), n) for j in k], object)

@@ -435,6 +435,32 @@ def test_the_host_s_walk_does_what_the_compiled_one_does():
     assert low <= 0.05 <= high
 
 
+def test_no_copy_moves_to_the_level_itself():
+    """Nothing is removed, so that every score is 0: refused at level 0, taken below it."""
+    run = prepared(networks.dense((1, 6)), NORMAL, pruning.random, Count(0), domain=COLUMN)
+    problem = rare.problem(run)
+    particles = problem.sample(np.random.default_rng(0), 5)
+    for level, share in ((0.0, 0), (-1.0, 1)):
+        rng = np.random.default_rng(1)
+        moved, _, rate = problem.walk(rng, particles, np.zeros(5), level, 0.5, 2)
+        assert rate == share and (moved[0] == particles[0]).all() == (share == 0)
+
+
+@pytest.mark.parametrize("method", [pruning.random, pruning.bernoulli], ids=str)
+def test_layers_of_a_particle_are_independent(method):
+    """Weights, masks and their changes in a move: correlations of 90,000 numbers stay below 6
+    standard errors of 1 / 300 (false alarm below 1e-6)."""
+    run = prepared(networks.dense((300,) * 4), laws.normal(), method, Fraction(0.5))
+    problem = rare.problem(run)
+    old = problem.sample(np.random.default_rng(0), 1)
+    new = problem.move(np.random.default_rng(1), old, 0.7)
+    changes = [b.astype(float) - a for a, b in zip(old, new, strict=True)]
+    for arrays in (old, changes):
+        correlations = np.corrcoef([x.ravel() for x in arrays])
+        assert len(correlations) == 6
+        np.testing.assert_allclose(correlations, np.eye(6), atol=6 / 300)
+
+
 def test_given_inputs_are_the_domain():
     """Both ends are the gap at the rows."""
     rows = np.eye(6, dtype=np.float32)[:3]

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxprune import cli
 from jaxprune.studies import plan as plans
@@ -145,6 +146,21 @@ def test_verdicts_of_the_obvious(result):
             assert cell["verdict"] == "holds"
         if cell["eps"] == 1e-6 and cell["sparsity"] > 0:
             assert cell["verdict"] == "violated"
+
+
+def test_p_values_are_corrected_for_all_claims_of_the_plan(result):
+    """Holm's definition over every cell: the largest of (m - i + 1) p_(i) up to each."""
+    cells = result["cells"]
+    raw = {
+        "p_value_holds": lambda c: stats.binom.cdf(c["trials"] - c["close"], c["trials"], 0.2),
+        "p_value_violated": lambda c: stats.binom.sf(c["far"] - 1, c["trials"], 0.2),
+    }
+    for key, of in raw.items():
+        p = sorted((of(cell), i) for i, cell in enumerate(cells))
+        most = 0.0
+        for step, (value, i) in enumerate(p):
+            most = max(most, min(1.0, (len(p) - step) * value))
+            assert cells[i][key] == pytest.approx(most, rel=1e-9, abs=1e-300)
 
 
 def test_what_goes_with_which_target(result):
