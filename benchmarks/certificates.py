@@ -17,7 +17,8 @@ shows what that part of the proof costs:
 
 Quantiles are estimates; with n trials the 99 % quantile of n < 300 is nearly the largest value.
 
-Part of the default printout (ten minutes on 2 busy cores, AMD EPYC):
+Part of the default printout (ten minutes on 2 busy cores, AMD EPYC), and that of `--widths 2048
+--trials 24` (an hour):
 
                           by     by    lower   over   over                                 loses
   width  law   pruning    norms  images  99 % q.  lower  upper  spread  removed  convex  rest  most
@@ -26,6 +27,10 @@ Part of the default printout (ten minutes on 2 busy cores, AMD EPYC):
   512  uniform magnitude   0.26   0.242   0.0488   4.96   2.18    1.23     1.09    1.16   3.2  rest
   512  normal  random      6.14    4.43     1.28   3.45   1.78    1.28     1.08       1  2.49  rest
   512  normal  magnitude  0.188    0.14   0.0366   3.82   1.76    1.28     1.07       1  2.78  rest
+ 2048  uniform random      3.97     3.4    0.828    4.1   1.88    1.12     1.07    1.16  2.97  rest
+ 2048  uniform magnitude  0.088  0.0754   0.0146   5.17   1.91    1.12     1.07    1.16  3.74  rest
+ 2048  normal  random      4.11    2.69     0.84    3.2   1.49    1.13     1.07       1  2.65  rest
+ 2048  normal  magnitude 0.0637  0.0424   0.0108   3.93   1.47    1.14     1.06       1  3.27  rest
 """
 
 import argparse
