@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from jaxprune import activations, bounds, engine, laws, networks, pruning
 from jaxprune.engine import GUARD, Tally, keys, memory
@@ -727,7 +728,7 @@ def changes(rng, n, lost=0):
     correct = target - 45 * (rng.random(total) < 0.2)
     finite = np.arange(total) < n
     numbers = (np.ones(total, np.float32),) * 6
-    return Tally.of([1.0], range(total), Trial(finite, *numbers, target, correct))
+    return Tally.of([1.0], range(total), Trial(finite, *numbers, target, correct), 450)
 
 
 def test_limits_of_the_accuracy_s_change():
@@ -736,14 +737,32 @@ def test_limits_of_the_accuracy_s_change():
     rng = np.random.default_rng(4)
     missed = np.zeros(2, int)
     for i in range(1000):
-        low, high = changes(rng, 40).accuracy_change_limits(450, 0.05, i)
+        low, high = changes(rng, 40).accuracy_change_limits(0.05, i)
         missed += (low > -0.02, high < -0.02)
     assert missed.max() <= 88
-    low, high = changes(rng, 256).accuracy_change_limits(450, 0.01, 0)
+    low, high = changes(rng, 256).accuracy_change_limits(0.01, 0)
     assert -0.05 < low < -0.02 < high < 0.02 and high - low < 0.05
-    lost = changes(rng, 256, lost=3).accuracy_change_limits(450, 0.01, 0)
+    lost = changes(rng, 256, lost=3).accuracy_change_limits(0.01, 0)
     assert lost.low < low - 0.005 and lost.high > high + 0.005
-    assert changes(rng, 0, lost=1).accuracy_change_limits(450, 0.01, 0) == (-1.0, 1.0)
+    assert changes(rng, 0, lost=1).accuracy_change_limits(0.01, 0) == (-1.0, 1.0)
+    with pytest.raises(ValueError, match="labelled = 0"):
+        Tally((1.0,), trials=3).accuracy_change_limits(0.01, 0)
+
+
+def test_blas_has_its_threads_back_when_the_last_of_several_runs_ends():
+    threads = lambda: {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
+    before = threads()
+    with threadpool_limits(2, "blas"):
+        run = engine.prepare(networks.dense((3, 2)), LAW, pruning.random, Fraction(0.5),
+                             layers="all", domain=SMALL, trials=8, block=2)  # fmt: skip
+        first, second = engine.run_blocks(run), engine.run_blocks(run)
+        next(first), next(second)
+        assert threads() == {1}
+        list(first)
+        assert threads() == {1}
+        list(second)
+        assert threads() == {2}
+    assert threads() == before
 
 
 def test_exact_sum():

@@ -22,21 +22,14 @@ from jaxprune import laws, validation
 from jaxprune.bits import random_bits
 from jaxprune.engine import keys, memory
 from jaxprune.engine.run import Run, prepare
-from jaxprune.engine.trial import Design, Numbers
-from jaxprune.gaps import (
-    LinfBall,
-    UnitBall,
-    measure_ball,
-    measure_linf_ball,
-    measure_rows,
-    removed_part,
-)
+from jaxprune.engine.trial import Design, Numbers, Pair, measurement
+from jaxprune.gaps import LinfBall, UnitBall, removed_part
 from jaxprune.laws import Family, Law
 from jaxprune.networks import Network
 from jaxprune.pruning import METHODS, Amount, Pruning, bernoulli, random, smallest
 from jaxprune.pruning.random import COIN_BITS
 from jaxprune.statistics import Estimate, Problem, Splitting, estimate
-from jaxprune.types import Gap, Key, Params
+from jaxprune.types import Key, Params
 
 ENDS = ("lower", "upper")
 
@@ -71,9 +64,9 @@ def rare_failure(
 ) -> Estimate:
     """Estimates P(one end of the gap's bracket > eps) over weights and masks, down to 1e-8.
 
-    With `end="lower"` that is at most P(gap > eps), with "upper" at least, up to rounding and to
-    ends that are no numbers, which count as failures; on given inputs the two are equal. A lower
-    end depends on where ascent starts: the probability is that for the seed's starting inputs.
+    With `end="lower"` that is at most P(gap > eps), with "upper" at least, up to rounding; on
+    given inputs the two are equal. A lower end depends on where ascent starts: the probability is
+    that for the seed's starting inputs. A pair that is not finite fails at the upper end only.
 
     Args:
       network: the architecture.
@@ -104,6 +97,8 @@ def rare_failure(
     plan = Splitting() if plan is None else plan
     validation.instance("plan", plan, Splitting, "a Splitting(...)")
     run = prepare(network, law, pruning, amount, layers=layers, domain=domain, seed=seed)
+    # Latents of the population and of its copies, here and on the device.
+    memory.check(run.design, _inputs(run), jax.devices()[0], targets=4 * plan.particles)
     what = f"P({end} end of the gap > {eps:g})"
     return estimate(
         problem(run, end, plan.kill),
@@ -125,10 +120,8 @@ def problem(run: Run, end: str = "lower", multiple: int = 1) -> Problem:
       multiple: populations are padded to multiples of it, lest each size be compiled.
     """
     design, numbers = run.design, run.numbers
-    ball = design.ball
-    inputs = ball.samples if ball else len(numbers.rows)
     # Particles at once; the rest of a population follows in the same program.
-    block = memory.block_size(design, inputs, jax.devices()[0])
+    block = memory.block_size(design, _inputs(run), jax.devices()[0])
     tree = _structure(design)
 
     def words(rng):
@@ -173,6 +166,10 @@ def problem(run: Run, end: str = "lower", multiple: int = 1) -> Problem:
     return Problem(sample, score, move, walk)
 
 
+def _inputs(run: Run) -> int:
+    return run.design.ball.samples if run.design.ball else len(run.numbers.rows)
+
+
 def _structure(design: Design):
     has_chance = [pruned and design.pruning in (random, bernoulli) for pruned in design.pruned]
     return jax.tree.structure(
@@ -193,7 +190,7 @@ def draw(design: Design, numbers: Numbers, key: Key) -> State:
     def chance(i, pruned, shape):
         mine = _of(key, keys.MASK, i)
         if pruned and design.pruning is random:
-            return smallest(_priorities(mine, shape), numbers.levels[i])
+            return ~random.mask(mine, latents[i], numbers.levels[i])
         return _normal(mine, shape) if pruned and design.pruning is bernoulli else None
 
     layers = enumerate(zip(design.pruned, design.network.weight_shapes, strict=True))
@@ -215,8 +212,10 @@ def move_one(design: Design, numbers: Numbers, key: Key, scale: jax.Array, state
         size, removed = jnp.float32(c.size), numbers.levels[i].astype(jnp.float32)
         # An independent set of this size would exchange this many on average. Now and then none:
         # a mask that always changes could go round in circles.
-        most = jnp.ceil(scale * removed * (size - removed) / size)
-        most = jnp.minimum(most, jnp.minimum(removed, size - removed)).astype(jnp.int32)
+        most = jnp.ceil(scale * removed * (size - removed) / size).astype(jnp.int32)
+        # In integers: floats err beyond 2^24 weights, and a set would change its size.
+        least = jnp.minimum(numbers.levels[i], c.size - numbers.levels[i])
+        most = jnp.minimum(most, least)
         count, coins = jax.random.split(_of(key, keys.MASK, i))
         count = jax.random.randint(count, (), 0, most + 1)
         return swap(c, _priorities(coins, c.shape), count)
@@ -254,8 +253,8 @@ def weights(family: Family, scale: jax.Array, z: jax.Array) -> jax.Array:
     return scale * jnp.sign(z) * family.magnitude(u)
 
 
-def pair(design: Design, numbers: Numbers, state: State):
-    """Target and removed part of each layer."""
+def pair(design: Design, numbers: Numbers, state: State) -> Pair:
+    """The pair of one particle, with the starting inputs that all particles share."""
     params = tuple(
         weights(design.family, numbers.scales[i], z) for i, z in enumerate(state.latents)
     )
@@ -270,23 +269,20 @@ def pair(design: Design, numbers: Numbers, state: State):
         return design.pruning.mask(None, w, numbers.levels[i])
 
     layers = enumerate(zip(params, state.chance, strict=True))
-    return params, removed_part(params, tuple(mask(i, w, c) for i, (w, c) in layers))
-
-
-def gap(design: Design, numbers: Numbers, state: State) -> Gap:
-    """The bracket of one particle's pair, from the starting inputs that all particles share."""
-    params, removed = pair(design, numbers, state)
-    if not design.ball:
-        return measure_rows(numbers.rows, design.network, params, removed).gap
     zero = jnp.uint32(0)
-    key = keys.trial_key(numbers.root, keys.INPUTS, 0, (zero, zero))
-    measure = measure_ball if isinstance(design.ball, UnitBall) else measure_linf_ball
-    return measure(design.ball, key, design.network, params, removed).gap
+    inputs = keys.trial_key(numbers.root, keys.INPUTS, 0, (zero, zero))
+    return Pair(inputs, params, removed_part(params, tuple(mask(i, w, c) for i, (w, c) in layers)))
 
 
 def _score(design, end, numbers, state):
-    value = getattr(gap(design, numbers, state), end)
-    return jnp.where(jnp.isnan(value), jnp.inf, value)
+    """One end of the bracket; of a pair that is not finite, the end that counts against it."""
+    both = pair(design, numbers, state)
+    gap = measurement(design.network, design.ball, both, numbers.rows).gap
+    value = getattr(gap, end)
+    finite = jnp.isfinite(value)
+    for w in both.params:
+        finite &= jnp.all(jnp.isfinite(w))
+    return jnp.where(finite, value, -jnp.inf if end == "lower" else jnp.inf)
 
 
 def _of(key, purpose, layer):

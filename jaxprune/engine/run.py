@@ -1,6 +1,7 @@
 """Many trials: the only place where trials are batched."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -102,12 +103,14 @@ def _compiled(function, statics, *args):
             program = _programs[key] = Future()
             while len(_programs) > _PROGRAMS_KEPT:
                 _programs.popitem(last=False)
+        _programs.move_to_end(key)
     if mine:
         try:
             program.set_result(function.lower(*args).compile(_compiler_options()))
         except BaseException as error:
             with _programs_lock:
-                _programs.pop(key, None)
+                if _programs.get(key) is program:
+                    del _programs[key]
             program.set_exception(error)
     return program.result()
 
@@ -232,13 +235,39 @@ def tally_run(
     if not isinstance(eps, Sequence | np.ndarray) or not len(eps):
         raise ValueError(f"eps = {eps!r}: a list of at least one number is needed")
     tally = Tally(tuple(validation.real("eps", e, 0.0, float("inf")) for e in eps))
+    labelled = 0 if run.numbers.labelled is None else len(run.numbers.labelled[1])
     for ids, trials in run_blocks(run):
-        tally += Tally.of(tally.eps, ids, trials)
+        tally += Tally.of(tally.eps, ids, trials, labelled)
         if progress:
             progress(tally.trials)
         if until and until(tally):
             break
     return tally
+
+
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_limit = None
+
+
+@contextlib.contextmanager
+def _one_blas_thread():
+    """LAPACK's own threads, beside those of several blocks, halve the speed.
+
+    The limit is the process's: the first of several runs sets it, the last one lifts it.
+    """
+    global _blas_users, _blas_limit
+    with _blas_lock:
+        if not _blas_users:
+            _blas_limit = threadpool_limits(1, "blas")
+        _blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if not _blas_users:
+                _blas_limit.restore_original_limits()
 
 
 def words(start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -259,8 +288,7 @@ def run_blocks(run: Run) -> Iterator[tuple[range, Trial]]:
         ids = range(start, min(start + run.block, run.trials))
         return ids, Trial(*(field[: len(ids)] for field in future.result()))
 
-    # LAPACK's own threads, beside those of several blocks, halve the speed.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(run.in_flight) as pool:
+    with _one_blas_thread(), ThreadPoolExecutor(run.in_flight) as pool:
         running = collections.deque()
         for start in range(0, run.trials, run.block):
             running.append((start, pool.submit(one, start)))

@@ -41,6 +41,7 @@ class Tally:
       squared: the finite trials' mean squared gaps per output.
       mean, relative: the finite trials' distances over the inputs, see `Trial`.
       target_correct, pruned_correct: sums over the finite trials.
+      labelled: how many labelled inputs each trial had.
       changes: of the finite trials, by how many the pruned network has more correct.
       worst: `(lower, trial id)` of the largest lower bounds, largest first.
     """
@@ -58,17 +59,19 @@ class Tally:
     relative: Distribution = field(default_factory=Distribution, repr=False)
     target_correct: int = 0
     pruned_correct: int = 0
+    labelled: int = 0
     changes: Integers = field(default=Integers(), repr=False)
     worst: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
     @staticmethod
-    def of(eps: Sequence[float], ids: Sequence[int], trials: Trial) -> "Tally":
+    def of(eps: Sequence[float], ids: Sequence[int], trials: Trial, labelled: int = 0) -> "Tally":
         """Tally of some trials.
 
         Args:
           eps: positive numbers.
           ids: the trials' ids.
           trials: arrays `(len(ids),)`.
+          labelled: how many labelled inputs each trial had.
 
         Raises:
           BrokenBracket: a pair's lower bound exceeds its upper bound by more than the guard band.
@@ -95,6 +98,7 @@ class Tally:
             relative=Distribution.of(t.relative[ok]),
             target_correct=int(t.target_correct[ok].astype(np.int64).sum()),
             pruned_correct=int(t.pruned_correct[ok].astype(np.int64).sum()),
+            labelled=labelled,
             changes=Integers.of(t.pruned_correct[ok].astype(np.int64) - t.target_correct[ok]),
             worst=_largest(worst),
         )
@@ -105,6 +109,7 @@ class Tally:
             raise ValueError(f"eps = {other.eps}: {self.eps} is needed to add tallies")
         return Tally(
             eps=self.eps,
+            labelled=max(self.labelled, other.labelled),
             close=_add(self.close, other.close),
             far=_add(self.far, other.far),
             worst=_largest((*self.worst, *other.worst)),
@@ -177,7 +182,7 @@ class Tally:
         """
         return self.squared.mean()
 
-    def accuracy_change_limits(self, labelled: int, alpha: float, seed: int) -> Mean:
+    def accuracy_change_limits(self, alpha: float, seed: int) -> Mean:
         """Limits of the mean change in accuracy over all pairs, each at alpha by itself.
 
         By betting (`statistics.betting`), for a number of trials fixed beforehand. A tally does
@@ -185,11 +190,15 @@ class Tally:
         trial that is not finite counts as -1 in the lower limit and as 1 in the upper.
 
         Args:
-          labelled: how many labelled inputs there are.
           alpha: in (0, 1).
           seed: of the order.
+
+        Raises:
+          ValueError: no inputs were labelled.
         """
-        values = self.changes.values() / validation.integer("labelled", labelled, 1)
+        if not self.labelled:
+            raise ValueError("labelled = 0: labelled inputs are needed for an accuracy")
+        values = self.changes.values() / self.labelled
         values = np.concatenate([values, np.full(self.nonfinite, np.nan)])
         values = np.random.default_rng(seed).permutation(values)
         planned = max(1, self.trials)

@@ -20,6 +20,7 @@ from jaxprune.gaps import (
     measure_rows,
     removed_part,
 )
+from jaxprune.gaps.rows import Measurement
 from jaxprune.laws import Family
 from jaxprune.networks import Network
 from jaxprune.pruning import Pruning
@@ -141,6 +142,17 @@ def draw_pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:
     return Pair(drawn[keys.INPUTS, 0], params, removed)
 
 
+def measurement(
+    network: Network, ball: Ball | None, pair: Pair, rows: jax.Array | None
+) -> Measurement:
+    """The bracket of one pair's gap over a ball or, without one, over the rows."""
+    key, params, removed = pair
+    if ball is None:
+        return measure_rows(rows, network, params, removed)
+    measure = measure_ball if isinstance(ball, UnitBall) else measure_linf_ball
+    return measure(ball, key, network, params, removed)
+
+
 def measure_pair(
     network: Network,
     ball: Ball | None,
@@ -152,13 +164,8 @@ def measure_pair(
 
     `rows` and `labelled` are those of `Numbers`.
     """
-    key, params, removed = pair
-    if ball:
-        measure = measure_ball if isinstance(ball, UnitBall) else measure_linf_ball
-        gap, *rest = measure(ball, key, network, params, removed)
-    else:
-        gap, *rest = measure_rows(rows, network, params, removed)
-    sampled, rms, mean, relative = rest
+    _, params, removed = pair
+    gap, sampled, rms, mean, relative = measurement(network, ball, pair, rows)
     # A ReLU may hide an infinite weight from the outputs: look at the weights themselves.
     finite = jnp.all(jnp.isfinite(jnp.stack([*gap, sampled, rms, mean])))
     for w in params:

@@ -59,8 +59,8 @@ def caption(result: dict[str, Any]) -> list[str]:
         proved = f"certified by theorem: P(gap > ε) ≤ {number_up(result['theorem'])}"
     return [
         f"Gap: sup ‖F(x) − f(x)‖ over the unit ball; pruned: {', '.join(plan['layers'])}. "
-        "P(gap > ε) lies between the probabilities of the two ends; an end that is no number "
-        "counts as above ε.",
+        "P(gap > ε) lies between the probabilities of the two ends; a pair that is not finite "
+        "counts as above ε at the upper end only.",
         f"All of this is estimated: limits are Student's, {percent(plan['confidence'])} each, and "
         "about right if the moves mix. A part of the event that the replicas never met is not "
         "seen, whatever the checks say.",

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 from jaxprune.statistics import E_BH, ESTIMATED, HOLDS, UNDECIDED, VIOLATED
+from jaxprune.statistics.regression import SIGNIFICANCE
 
 
 def plain(text: Any) -> str:
@@ -56,7 +57,7 @@ def slope(fit: dict[str, Any] | None) -> str:
     if fit is None:
         return "–"
     low, high = math.floor(100 * fit["low"]) / 100, math.ceil(100 * fit["high"]) / 100
-    return f"{low:.2f} to {high:.2f}" + (" bent" if fit["lack_of_fit"] <= 0.01 else "")
+    return f"{low:.2f} to {high:.2f}" + (" bent" if fit["lack_of_fit"] <= SIGNIFICANCE else "")
 
 
 def target(cell: dict[str, Any]) -> str:
@@ -102,7 +103,8 @@ def _slopes(result):
         confidence = percent(result["cells"][0]["confidence"])
         yield (
             f"Slopes: weighted least squares in log width, Student's limits at {confidence} each; "
-            "bent: a power law does not fit (p ≤ 0.01), and the limits are those of no law."
+            f"bent: a power law does not fit (p ≤ {SIGNIFICANCE:g}), and the limits are those of "
+            "no law."
         )
 
 

@@ -17,6 +17,9 @@ MAX_POINTS = 1000
 FLOOR_MARGIN = 10.0
 """Estimates below this many times the float floor are dropped."""
 
+SIGNIFICANCE = 0.01
+"""A p-value of the lack of fit up to this says that no power law holds."""
+
 STARTS = 20
 """Slopes from which the law with a constant is searched."""
 
@@ -67,7 +70,13 @@ class PowerLaw(NamedTuple):
 
 
 def power_law(
-    x, y, errors, *, confidence: float = 0.95, float_floor: float = 0.0, significance: float = 0.01
+    x,
+    y,
+    errors,
+    *,
+    confidence: float = 0.95,
+    float_floor: float = 0.0,
+    significance: float = SIGNIFICANCE,
 ) -> PowerLaw:
     """Fits `y ~ x^slope` to estimates.
 

@@ -12,6 +12,7 @@ without failures, as long as `trials_without_failure` says.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,6 +39,9 @@ EXTINCT = "extinct"
 """Doubt: a replica ended without a particle above the target."""
 
 SPREAD_LEVEL = 1e-3
+
+LEAST_SCALE = 1e-3
+"""Of the moves: shorter ones go nowhere."""
 
 Particles = tuple[np.ndarray, ...]
 """A population: arrays with a common leading axis of particles."""
@@ -88,7 +92,7 @@ class Splitting:
         validation.integer("kill", self.kill, 1, self.particles - 1)
         validation.integer("steps", self.steps, 1, 10_000)
         validation.integer("replicas", self.replicas, 10, 10_000)
-        validation.real("scale", self.scale, 0.0, 1.0 + 1e-12)
+        validation.real("scale", self.scale, LEAST_SCALE, 1.0, open=False)
         validation.real("floor", self.floor, 0.0, 1.0)
 
 
@@ -198,7 +202,7 @@ def estimate(
     Raises:
       ValueError: an argument out of range, or a score that is no number.
     """
-    if not isinstance(target, int | float) or math.isnan(target):
+    if not isinstance(target, numbers.Real) or isinstance(target, bool) or math.isnan(target):
         raise ValueError(f"target = {target!r}: a number is needed")
     plan = Splitting() if plan is None else plan
     validation.instance("plan", plan, Splitting, "a Splitting(...)")
@@ -283,7 +287,7 @@ def split(
         if plan.adapt:
             # Towards an accepted fraction of 0.3, at levels' ends only: within a level the
             # kernel has to be one and the same to be reversible.
-            scale = min(1.0, max(1e-3, scale * math.exp(rate - 0.3)))
+            scale = min(1.0, max(LEAST_SCALE, scale * math.exp(rate - 0.3)))
     above = int((scores > target).sum())
     variance += (n - above) / (n * above) if above else 0.0
     return Path(reached * (above / n), reached, tuple(killed), n, variance, scale)

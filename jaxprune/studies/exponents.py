@@ -102,4 +102,4 @@ def _fit(by_width, estimate, confidence) -> dict[str, Any] | None:
     if len(points) < LEAST_WIDTHS:
         return None
     fit = power_law(*zip(*points, strict=True), confidence=confidence)
-    return fit._replace(with_constant=fit.with_constant and fit.with_constant._asdict())._asdict()
+    return fit._asdict() | {"with_constant": fit.with_constant and fit.with_constant._asdict()}

@@ -77,6 +77,10 @@ def rare(
         "law": {"family": law.family.name, "scaling": law.scaling, "gain": law.gain},
         "pruning": pruning.name,
         "amount": str(amount),
+        "removed": [
+            pruning.removed(amount, count) if c else 0
+            for count, c in zip(network.weight_counts, chosen, strict=True)
+        ],
         "layers": [name for name, c in zip(network.names, chosen, strict=True) if c],
         "eps": eps,
         "confidence": confidence,

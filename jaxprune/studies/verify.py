@@ -245,7 +245,7 @@ def _whole_distribution(plan: Plan, case: Case, tally: Tally) -> dict[str, Any]:
         "gap_quantile_limits": tally.gap_quantile_limits(plan.delta, alpha),
         "accuracy_change_limits": None
         if isinstance(case.targets, Law)
-        else tally.accuracy_change_limits(len(trained.digits().test_y), alpha, plan.seed),
+        else tally.accuracy_change_limits(alpha, plan.seed),
     }
 
 
