@@ -84,7 +84,6 @@ def main():
         for fault, (status, seconds, output) in zip(chosen, results, strict=True):
             word = WORDS.get(status, "error")
             print(f"{fault['kind']:12} {seconds:6.1f} s  {word:6}  {fault['name']}", flush=True)
-            print(*(f"{'':24}{line[:150]}" for line in output.splitlines() if "FAILED" in line))
             red += status == FAILED
             missed += [fault] if status != FAILED else []
             if word == "error":
