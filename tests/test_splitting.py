@@ -390,9 +390,11 @@ def test_a_magnitude_mask_s_known_probability():
 
 
 def test_pairs_that_are_not_finite_fail_at_the_upper_end_only():
-    options = {"law": laws.normal(1e39), "eps": 1e30, "plan": QUICKER}
-    assert failure(end="lower", **options).p == 0.0
-    assert failure(end="upper", **options).low > 0.9
+    """Weights beyond float32 where |z| > 1.03: in 88 % of pairs one of six is infinite."""
+    options = {"law": laws.normal(3.3e38, "lecun"), "eps": 1e30}
+    share = 1 - (1 - 2 * stats.norm.sf(np.finfo(np.float32).max / 3.3e38)) ** 6
+    assert failure(end="lower", **options).high <= 1 - share
+    assert failure(end="upper", **options).p == 1.0
 
 
 def test_nothing_removed_never_fails():
