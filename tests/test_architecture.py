@@ -15,17 +15,19 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "types": set(),
     "validation": set(),
+    "bits": set(),
     "laws": set(),
     "activations": set(),
     "networks": {"activations"},
-    "inputs": {"laws"},
-    "pruning": {"laws"},
+    "inputs": {"bits", "laws"},
+    "pruning": {"bits", "laws"},
     "statistics": set(),
-    "gaps": {"activations", "inputs", "networks"},
+    "gaps": {"activations", "bits", "inputs", "networks"},
     "bounds": {"activations", "laws", "networks", "pruning", "statistics"},
-    "engine": {"gaps", "inputs", "laws", "networks", "pruning", "statistics"},
+    "engine": {"bits", "gaps", "inputs", "laws", "networks", "pruning", "statistics"},
     "studies": {
         "activations",
+        "bits",
         "bounds",
         "engine",
         "gaps",
@@ -36,7 +38,16 @@ ALLOWED = {
         "statistics",
     },
     "report": {"statistics"},  # the words of verdicts
-    "cli": {"activations", "engine", "laws", "networks", "pruning", "report", "studies"},
+    "cli": {
+        "activations",
+        "engine",
+        "laws",
+        "networks",
+        "pruning",
+        "report",
+        "statistics",
+        "studies",
+    },
 }
 
 

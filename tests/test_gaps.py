@@ -306,3 +306,12 @@ def test_pruned_norms_follow_the_square_root_and_the_power_three_halves(key):
 def test_bad_balls(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         UnitBall(**arguments)
+
+
+@pytest.mark.parametrize("exponent", [-30, -10, 0, 10, 18, 30, 38])
+def test_lengths_neither_overflow_nor_vanish(exponent):
+    """At 10^38 the reciprocal of an entry is below the least normal float."""
+    d = np.random.default_rng(0).uniform(-2, 2, (20, 3)).astype(np.float32)
+    d *= np.float32(10.0**exponent)
+    exact = np.linalg.norm(d.astype(np.float64), axis=1)
+    np.testing.assert_allclose(jax.jit(lengths)(d), exact, rtol=1e-6)

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from jaxprune import inputs, laws, validation
+from jaxprune.bits import random_bits
 from jaxprune.engine import keys
 from jaxprune.engine.keys import TrialId
 from jaxprune.laws import Law
@@ -123,9 +124,7 @@ def initial(network: Network, recipe: Recipe, root: Key, trial: TrialId) -> Para
         laws.sample(
             recipe.law.family,
             recipe.law.scale(*layer.fans),
-            jax.random.bits(
-                keys.trial_key(root, keys.TRAINING, i, trial), layer.weight_shape, jnp.uint32
-            ),
+            random_bits(keys.trial_key(root, keys.TRAINING, i, trial), layer.weight_shape),
         )
         for i, layer in enumerate(network.layers)
     )
