@@ -71,6 +71,7 @@ CELL_KEYS = {
         "verdict",
         "by_theorem",
         "accuracy_change_limits",
+        "mean_capped_gap_limits",
         "smallest_eps",
         "survival",
         "gap_quantile_limits",

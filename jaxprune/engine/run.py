@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -230,14 +231,16 @@ def tally_run(
     eps: Sequence[float],
     progress: Callable[[int], None] | None = None,
     until: Callable[[Tally], bool] | None = None,
+    *,
+    cap: float = math.inf,
 ) -> Tally:
-    """Runs all blocks and tallies them; see `simulate`."""
+    """Runs all blocks and tallies them; see `simulate`, and `Tally` for the cap."""
     if not isinstance(eps, Sequence | np.ndarray) or not len(eps):
         raise ValueError(f"eps = {eps!r}: a list of at least one number is needed")
-    tally = Tally(tuple(validation.real("eps", e, 0.0, float("inf")) for e in eps))
+    tally = Tally(tuple(validation.real("eps", e, 0.0, math.inf) for e in eps), cap=cap)
     labelled = 0 if run.numbers.labelled is None else len(run.numbers.labelled[1])
     for ids, trials in run_blocks(run):
-        tally += Tally.of(tally.eps, ids, trials, labelled)
+        tally += Tally.of(tally.eps, ids, trials, labelled, cap)
         if progress:
             progress(tally.trials)
         if until and until(tally):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune import validation
 from jaxprune.engine.sums import Distribution, Histogram, Integers, Moments
 from jaxprune.engine.trial import Trial
-from jaxprune.statistics import Counts, Mean, betting, quantile_ranks
+from jaxprune.statistics import Counts, Mean, betting, empirical_bernstein, quantile_ranks
 
 GUARD = 1e-4
 """Relative guard band around epsilon; a number this close to it decides nothing. The same trial
@@ -41,6 +41,8 @@ class Tally:
       squared: the finite trials' mean squared gaps per output.
       mean, relative: the finite trials' distances over the inputs, see `Trial`.
       target_correct, pruned_correct: sums over the finite trials.
+      cap: a number fixed before sampling, such as a certified epsilon; infinite for none.
+      capped_lower, capped_upper: of the finite trials, `min(bound, cap)`; empty without a cap.
       labelled: how many labelled inputs each trial had.
       changes: of the finite trials, by how many the pruned network has more correct.
       worst: `(lower, trial id)` of the largest lower bounds, largest first.
@@ -59,12 +61,21 @@ class Tally:
     relative: Distribution = field(default_factory=Distribution, repr=False)
     target_correct: int = 0
     pruned_correct: int = 0
+    cap: float = math.inf
+    capped_lower: Moments = field(default=Moments(), repr=False)
+    capped_upper: Moments = field(default=Moments(), repr=False)
     labelled: int = 0
     changes: Integers = field(default=Integers(), repr=False)
     worst: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
     @staticmethod
-    def of(eps: Sequence[float], ids: Sequence[int], trials: Trial, labelled: int = 0) -> "Tally":
+    def of(
+        eps: Sequence[float],
+        ids: Sequence[int],
+        trials: Trial,
+        labelled: int = 0,
+        cap: float = math.inf,
+    ) -> "Tally":
         """Tally of some trials.
 
         Args:
@@ -72,6 +83,7 @@ class Tally:
           ids: the trials' ids.
           trials: arrays `(len(ids),)`.
           labelled: how many labelled inputs each trial had.
+          cap: at which gaps are cut off for their mean.
 
         Raises:
           BrokenBracket: a pair's lower bound exceeds its upper bound by more than the guard band.
@@ -98,6 +110,9 @@ class Tally:
             relative=Distribution.of(t.relative[ok]),
             target_correct=int(t.target_correct[ok].astype(np.int64).sum()),
             pruned_correct=int(t.pruned_correct[ok].astype(np.int64).sum()),
+            cap=cap,
+            capped_lower=_capped(lower, cap),
+            capped_upper=_capped(upper, cap),
             labelled=labelled,
             changes=Integers.of(t.pruned_correct[ok].astype(np.int64) - t.target_correct[ok]),
             worst=_largest(worst),
@@ -107,8 +122,11 @@ class Tally:
         """The two tallies as one; both must be of the same epsilons and disjoint trials."""
         if self.eps != other.eps:
             raise ValueError(f"eps = {other.eps}: {self.eps} is needed to add tallies")
+        if self.cap != other.cap:
+            raise ValueError(f"cap = {other.cap}: {self.cap} is needed to add tallies")
         return Tally(
             eps=self.eps,
+            cap=self.cap,
             labelled=max(self.labelled, other.labelled),
             close=_add(self.close, other.close),
             far=_add(self.far, other.far),
@@ -127,6 +145,8 @@ class Tally:
                     "target_correct",
                     "pruned_correct",
                     "changes",
+                    "capped_lower",
+                    "capped_upper",
                 )
             },
         )
@@ -182,6 +202,35 @@ class Tally:
         """
         return self.squared.mean()
 
+    def mean_capped_gap_limits(self, alpha: float) -> Mean:
+        """Limits of the mean of `min(gap, cap)` over all pairs, each at alpha by itself.
+
+        By empirical Bernstein bounds (`statistics.empirical_bernstein`), for a number of trials
+        fixed beforehand; the lower one from lower bounds, the upper one from upper bounds. A trial
+        that is not finite counts as 0 and as the cap.
+
+        Raises:
+          ValueError: there is no cap.
+        """
+        if not math.isfinite(self.cap):
+            raise ValueError(f"cap = {self.cap}: one is needed, fixed before sampling")
+
+        def limits(moments):
+            n = moments.count
+            mean, error = moments.mean() if n else (0.0, 0.0)
+            return empirical_bernstein(
+                min(mean, self.cap),
+                error**2 * n if n > 1 else 0.0,
+                n,
+                alpha,
+                low=0.0,
+                high=self.cap,
+                nonfinite=self.nonfinite,
+                sides=1,
+            )
+
+        return Mean(limits(self.capped_lower).low, limits(self.capped_upper).high)
+
     def accuracy_change_limits(self, alpha: float, seed: int) -> Mean:
         """Limits of the mean change in accuracy over all pairs, each at alpha by itself.
 
@@ -233,6 +282,10 @@ class Tally:
         To 0.8 %, rounded down and up; non-finite trials count as infinite.
         """
         return self.relative.quantile(p, self.trials)
+
+
+def _capped(bounds, cap):
+    return Moments.of(np.minimum(bounds, cap)) if math.isfinite(cap) else Moments()
 
 
 def _add(a, b):

@@ -96,7 +96,9 @@ def verify(
             report(str(case), work[case], 0.0)
             advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
             until = watch if plan.until_decided else None
-            tallies.append(engine.tally_run(run, [eps for eps, _ in case.eps], advance, until))
+            cap = case.certificate.eps if case.certificate else math.inf
+            eps = [eps for eps, _ in case.eps]
+            tallies.append(engine.tally_run(run, eps, advance, until, cap=cap))
             seconds.append(time.perf_counter() - start)
             finished += work[case]
     return {
@@ -231,10 +233,17 @@ def _cells(
 
 
 def _whole_distribution(plan: Plan, case: Case, tally: Tally) -> dict[str, Any]:
-    """Limits at all epsilons together, of one quantile, and of the mean change in accuracy; null
-    unless the trials were fixed."""
+    """Limits at all epsilons together, of one quantile, of the mean gap and of the mean change in
+    accuracy; null unless the trials were fixed."""
     if plan.until_decided:
-        return dict.fromkeys(("survival", "gap_quantile_limits", "accuracy_change_limits"))
+        return dict.fromkeys(
+            (
+                "survival",
+                "gap_quantile_limits",
+                "mean_capped_gap_limits",
+                "accuracy_change_limits",
+            )
+        )
     alpha, rising = 1.0 - plan.confidence_of_run, sorted(set(tally.eps))
     band = survival([tally.counts(eps) for eps in rising], alpha)
     return {
@@ -243,6 +252,9 @@ def _whole_distribution(plan: Plan, case: Case, tally: Tally) -> dict[str, Any]:
             for eps, low, high in zip(rising, band.low, band.high, strict=True)
         ],
         "gap_quantile_limits": tally.gap_quantile_limits(plan.delta, alpha),
+        "mean_capped_gap_limits": tally.mean_capped_gap_limits(alpha)
+        if 0.0 < tally.cap < math.inf
+        else None,
         "accuracy_change_limits": None
         if isinstance(case.targets, Law)
         else tally.accuracy_change_limits(alpha, plan.seed),
