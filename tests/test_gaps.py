@@ -199,6 +199,19 @@ def test_convolution_norm_against_the_explicit_matrix(padding, stride, kernel, s
             assert bound <= 1.01 * exact
 
 
+@pytest.mark.parametrize("side", [3, 5])
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_convolution_norm_where_it_lies_between_the_frequencies_of_the_image(kernel, side):
+    """Alternating taps answer most to frequencies that an image of odd sides does not hold."""
+    taps = (-1.0) ** np.arange(kernel, dtype=np.float32)
+    for w in (np.outer(taps, taps), np.outer(np.arange(kernel) == 0, taps)):
+        for padding in ("SAME", "VALID") if kernel <= side else ("SAME",):
+            layer = Conv(1, 1, kernel, (side, side), 1, padding)
+            weights = jnp.asarray(w.reshape(layer.weight_shape), jnp.float32)
+            exact = np.linalg.norm(matrix(layer, weights), 2)
+            assert exact <= float(norm_bound(layer, weights))
+
+
 @pytest.mark.parametrize("size", [1e-25, 1e20])
 def test_convolution_norm_at_the_ends_of_float32(size):
     layer = Conv(3, 4, 3, (5, 5), 1, "CIRCULAR")
