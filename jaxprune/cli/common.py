@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxprune.engine.tally import BrokenBracket
+from jaxprune.report.page import write_json
+from jaxprune.report.picture import NAME, write_picture
 
 BAD_INPUT = 2
 ENVIRONMENT = 3
@@ -47,7 +50,6 @@ def carry_out(
     args: argparse.Namespace,
     study: Callable[[Callable], Result],
     write_folder: Callable[[Result, Path], None],
-    write_json: Callable[[Result, Path], None],
     render: Callable[[Result, Console], None],
     picture: str,
 ) -> int:
@@ -57,7 +59,6 @@ def carry_out(
       args: with the command's name and the options of `add_outputs`.
       study: takes the progress callback, returns the result; a ValueError is bad input.
       write_folder: `(result, folder)`.
-      write_json: `(result, path)`.
       render: `(result, console)`.
       picture: name of the folder's file with the plots.
     """
@@ -87,6 +88,14 @@ def carry_out(
 
     print_safely(show)
     return 0
+
+
+def carry_out_and_draw(
+    args: argparse.Namespace, study: Callable[[Callable], Result], words: ModuleType
+) -> int:
+    """`carry_out` for a result with one plot; `words` is its module in `report`."""
+    write = lambda result, folder: write_picture(result, words.plot, folder)
+    return carry_out(args, study, write, words.render, NAME)
 
 
 def print_safely(show: Callable[[Console], None]) -> None:

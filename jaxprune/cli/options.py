@@ -92,9 +92,22 @@ def read_amount(args: argparse.Namespace) -> pruning.Amount:
     return _AMOUNTS[given[0]](getattr(args, given[0])) if given else pruning.Sublinear(0.25)
 
 
+def add_pruning(command: argparse.ArgumentParser) -> None:
+    """One method."""
+    names = ", ".join(pruning.METHODS)
+    command.add_argument("--pruning", default="magnitude", help=f"{names} (magnitude)")
+
+
 def read_pruning(name: str) -> pruning.Pruning:
     """The method of that name."""
     return pruning.METHODS[validation.choice("pruning", name, pruning.METHODS)]
+
+
+def add_seed(command: argparse.ArgumentParser) -> None:
+    """The seed of a study's random keys."""
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of all random keys, below 2^32 (0)"
+    )
 
 
 def add_layers(command: argparse.ArgumentParser) -> None:

@@ -2,11 +2,9 @@
 
 import argparse
 
-from jaxprune import pruning
 from jaxprune.cli import common, options
 from jaxprune.report import rare as words
-from jaxprune.report.page import write_json
-from jaxprune.report.picture import NAME, write_picture
+from jaxprune.report.picture import NAME
 from jaxprune.statistics import Splitting
 from jaxprune.studies.rare import rare
 
@@ -24,10 +22,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     options.add_network(command, (8,) * 4)
     options.add_law(command)
-    add = command.add_argument
-    add("--pruning", default="magnitude", help=f"{', '.join(pruning.METHODS)} (magnitude)")
+    options.add_pruning(command)
     options.add_amount(command)
     options.add_layers(command)
+    add = command.add_argument
     add("--eps", type=float, required=True, help="the gap that is allowed")
     for name, text in (
         ("particles", "pairs of a population"),
@@ -38,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         default = getattr(_PLAN, name)
         add(f"--{name}", type=int, default=default, metavar="N", help=f"{text} ({default})")
     add("--confidence", type=float, default=0.99, help="of each estimate's limits (0.99)")
-    add("--seed", type=int, default=0, metavar="S", help="of all random keys, below 2^32 (0)")
+    options.add_seed(command)
     common.add_outputs(command, "rare")
     return command
 
@@ -65,5 +63,4 @@ def run(args: argparse.Namespace) -> int:
             progress=advance,
         )
 
-    write = lambda result, folder: write_picture(result, words.plot, folder)
-    return common.carry_out(args, study, write, write_json, words.render, NAME)
+    return common.carry_out_and_draw(args, study, words)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from jaxprune import networks, pruning, validation
+from jaxprune import networks, validation
 from jaxprune.cli import options
 
 
@@ -16,11 +16,11 @@ def add_setting(command: argparse.ArgumentParser, *, widths: str, trials: int) -
     add("--outputs", type=int, metavar="D", help="features of the output (the width)")
     options.add_activation(command)
     options.add_law(command)
-    add("--pruning", default="magnitude", help=f"{', '.join(pruning.METHODS)} (magnitude)")
+    options.add_pruning(command)
     options.add_layers(command)
     add("--trials", type=int, default=trials, metavar="N", help=f"pairs a width ({trials})")
     add("--confidence", type=float, default=0.95, help="of all verdicts together (0.95)")
-    add("--seed", type=int, default=0, metavar="S", help="of all random keys, below 2^32 (0)")
+    options.add_seed(command)
 
 
 def read_setting(args: argparse.Namespace) -> dict[str, Any]:

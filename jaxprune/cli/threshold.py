@@ -6,8 +6,7 @@ from jaxprune.cli import common
 from jaxprune.cli.setting import add_setting, read_setting
 from jaxprune.pruning import Sublinear
 from jaxprune.report import threshold as words
-from jaxprune.report.page import write_json
-from jaxprune.report.picture import NAME, write_picture
+from jaxprune.report.picture import NAME
 from jaxprune.studies.threshold import DELTAS, WIDTHS, threshold
 
 
@@ -49,5 +48,4 @@ def run(args: argparse.Namespace) -> int:
             progress=advance,
         )
 
-    write = lambda result, folder: write_picture(result, words.plot, folder)
-    return common.carry_out(args, study, write, write_json, words.render, NAME)
+    return common.carry_out_and_draw(args, study, words)

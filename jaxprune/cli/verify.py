@@ -49,9 +49,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return verify(plan, advance, folder=args.out.parent if args.out else Path())
 
-    return common.carry_out(
-        args, study, report.write_folder, report.write_json, report.render, "report.html"
-    )
+    return common.carry_out(args, study, report.write_folder, report.render, "report.html")
 
 
 def _plan_help() -> str:

@@ -27,7 +27,7 @@ from jaxprune.gaps import LinfBall, UnitBall, removed_part
 from jaxprune.laws import Family, Law
 from jaxprune.networks import Network
 from jaxprune.pruning import METHODS, Amount, Pruning, bernoulli, random, smallest
-from jaxprune.pruning.random import COIN_BITS
+from jaxprune.pruning.random import COIN_BITS, coins
 from jaxprune.statistics import Estimate, Problem, Splitting, estimate
 from jaxprune.types import Key, Params
 
@@ -216,9 +216,9 @@ def move_one(design: Design, numbers: Numbers, key: Key, scale: jax.Array, state
         # In integers: floats err beyond 2^24 weights, and a set would change its size.
         least = jnp.minimum(numbers.levels[i], c.size - numbers.levels[i])
         most = jnp.minimum(most, least)
-        count, coins = jax.random.split(_of(key, keys.MASK, i))
+        count, priorities = jax.random.split(_of(key, keys.MASK, i))
         count = jax.random.randint(count, (), 0, most + 1)
-        return swap(c, _priorities(coins, c.shape), count)
+        return swap(c, coins(priorities, c.shape), count)
 
     return State(
         tuple(step(keys.WEIGHTS, i, z) for i, z in enumerate(state.latents)),
@@ -291,10 +291,6 @@ def _of(key, purpose, layer):
 
 def _normal(key, shape):
     return laws.sample(laws.NORMAL, 1.0, random_bits(key, shape))
-
-
-def _priorities(key, shape):
-    return (random_bits(key, shape) >> (32 - COIN_BITS)).astype(jnp.int32)
 
 
 def _threshold(level):

@@ -237,10 +237,11 @@ def tally_run(
     """Runs all blocks and tallies them; see `simulate`, and `Tally` for the cap."""
     if not isinstance(eps, Sequence | np.ndarray) or not len(eps):
         raise ValueError(f"eps = {eps!r}: a list of at least one number is needed")
-    tally = Tally(tuple(validation.real("eps", e, 0.0, math.inf) for e in eps), cap=cap)
+    eps = tuple(validation.real("eps", e, 0.0, math.inf) for e in eps)
     labelled = 0 if run.numbers.labelled is None else len(run.numbers.labelled[1])
+    tally = Tally(eps, cap=cap, labelled=labelled)
     for ids, trials in run_blocks(run):
-        tally += Tally.of(tally.eps, ids, trials, labelled, cap)
+        tally += Tally.of(eps, ids, trials, labelled, cap)
         if progress:
             progress(tally.trials)
         if until and until(tally):

@@ -119,15 +119,15 @@ class Tally:
         )
 
     def __add__(self, other: "Tally") -> "Tally":
-        """The two tallies as one; both must be of the same epsilons and disjoint trials."""
-        if self.eps != other.eps:
-            raise ValueError(f"eps = {other.eps}: {self.eps} is needed to add tallies")
-        if self.cap != other.cap:
-            raise ValueError(f"cap = {other.cap}: {self.cap} is needed to add tallies")
+        """The two tallies as one; both must be of the same questions and disjoint trials."""
+        for name in ("eps", "cap", "labelled"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(f"{name} = {theirs}: {mine} is needed to add tallies")
         return Tally(
             eps=self.eps,
             cap=self.cap,
-            labelled=max(self.labelled, other.labelled),
+            labelled=self.labelled,
             close=_add(self.close, other.close),
             far=_add(self.far, other.far),
             worst=_largest((*self.worst, *other.worst)),

@@ -13,7 +13,7 @@ from jaxprune.bounds.counts import removed_counts
 from jaxprune.laws import Law
 from jaxprune.networks import Network, dense, select_layers
 from jaxprune.pruning import Amount, Pruning, magnitude
-from jaxprune.studies.result import environment, plain, sha256
+from jaxprune.studies.result import environment, law_source, plain, sha256
 
 
 def bound(
@@ -64,7 +64,7 @@ def bound(
     source = {
         "network": str(network),
         "widths": network.widths,
-        "law": {"family": law.family.name, "scaling": law.scaling, "gain": law.gain},
+        "law": law_source(law),
         "pruning": [method.name for method in methods],
         "amount": str(amount),
         "layers": [name for name, c in zip(network.names, chosen, strict=True) if c],

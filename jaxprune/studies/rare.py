@@ -8,7 +8,7 @@ from jaxprune.laws import Law
 from jaxprune.networks import Network, select_layers
 from jaxprune.pruning import Amount, Pruning
 from jaxprune.statistics import Estimate, Splitting
-from jaxprune.studies.result import Progress, environment, plain, sha256
+from jaxprune.studies.result import Progress, environment, law_source, plain, sha256
 
 
 def rare(
@@ -74,7 +74,7 @@ def rare(
     source = {
         "network": str(network),
         "widths": network.widths,
-        "law": {"family": law.family.name, "scaling": law.scaling, "gain": law.gain},
+        "law": law_source(law),
         "pruning": pruning.name,
         "amount": str(amount),
         "removed": [

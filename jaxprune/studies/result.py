@@ -14,6 +14,7 @@ import scipy
 
 import jaxprune
 from jaxprune.engine import GUARD, keys
+from jaxprune.laws import Law
 
 
 class Progress(NamedTuple):
@@ -34,6 +35,11 @@ def sha256(source: Mapping[str, Any]) -> str:
     """SHA-256 of plain data's canonical JSON."""
     text = json.dumps(source, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def law_source(law: Law) -> dict[str, Any]:
+    """A law as a plan states it."""
+    return {"family": law.family.name, "scaling": law.scaling, "gain": law.gain}
 
 
 def environment(seed: int) -> dict[str, Any]:

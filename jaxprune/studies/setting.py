@@ -12,7 +12,7 @@ from jaxprune.laws import Law
 from jaxprune.networks import Network, select_layers
 from jaxprune.pruning import Amount, Pruning
 from jaxprune.statistics import least_trials, level_of_one
-from jaxprune.studies.result import Progress
+from jaxprune.studies.result import Progress, law_source
 
 MAX_CELLS = 100_000
 
@@ -67,11 +67,7 @@ class Setting:
         return {
             "networks": [str(network) for network in self.networks],
             "widths": self.widths,
-            "law": {
-                "family": self.law.family.name,
-                "scaling": self.law.scaling,
-                "gain": self.law.gain,
-            },
+            "law": law_source(self.law),
             "pruning": self.pruning.name,
             "layers": [name for name, c in chosen if c],
             "trials": self.trials,
