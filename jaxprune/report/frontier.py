@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxprune.report.words import number_down, number_up, percent, plain
+from jaxprune.report.words import law, number_down, number_up, percent, plain
 
 OPEN_BECAUSE = {
     "bracket": "the gap's bracket",
@@ -96,11 +96,6 @@ def _title(plan):
         f"Pruning frontier: {plan['pruning']}, ε = {plan['eps']:g}, δ = {plan['delta']:g}; "
         f"{law(plan)}"
     )
-
-
-def law(plan: dict[str, Any]) -> str:
-    """The law of the weights in words."""
-    return f"{plan['law']['family']} weights, scale {plan['law']['scaling']}"
 
 
 def _sparsity(value, rounded):

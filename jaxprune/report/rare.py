@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxprune.report.words import number, number_down, number_up, percent, plain
-from jaxprune.statistics import UNRELIABLE
+from jaxprune.report.words import law, number, number_down, number_up, percent, plain
+from jaxprune.statistics.splitting import EXTINCT, MIXING, SPREAD, UNRELIABLE
 
 DOUBTS = {
-    "mixing": "twice the moves change the estimate",
-    "spread": "replicas scatter too much",
-    "extinct": "a replica died out",
+    MIXING: "twice the moves change the estimate",
+    SPREAD: "replicas scatter too much",
+    EXTINCT: "a replica died out",
 }
 
 
@@ -103,8 +103,9 @@ def plot(result: dict[str, Any]) -> Figure:
 
 
 def _title(plan):
-    law = f"{plan['law']['family']} weights, scale {plan['law']['scaling']}"
-    return f"{plan['network']}: {plan['pruning']}, {plan['amount']}, ε = {plan['eps']:g}; {law}"
+    return (
+        f"{plan['network']}: {plan['pruning']}, {plan['amount']}, ε = {plan['eps']:g}; {law(plan)}"
+    )
 
 
 def _checks(found):

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxprune.report.frontier import law
-from jaxprune.report.words import number, percent, plain
+from jaxprune.report.words import law, number, percent, plain
 
 KINDS = {
     "gap": ("gap", "C0", 1.0),

@@ -60,6 +60,11 @@ def slope(fit: dict[str, Any] | None) -> str:
     return f"{low:.2f} to {high:.2f}" + (" bent" if fit["lack_of_fit"] <= SIGNIFICANCE else "")
 
 
+def law(plan: dict[str, Any]) -> str:
+    """The law of the weights in words."""
+    return f"{plan['law']['family']} weights, scale {plan['law']['scaling']}"
+
+
 def target(cell: dict[str, Any]) -> str:
     """Kind and widths of a cell's network, as much as a table has room for."""
     return cell["network"].split(",")[0]
