@@ -13,9 +13,9 @@ from jaxprune.types import Key
 
 
 def sphere(key: Key, n: int, shape: Sequence[int]) -> jax.Array:
-    """n uniform points of the unit sphere, `(n, *shape)` float32."""
+    """n uniform points of the unit sphere, columns `(*shape, n)` float32."""
     g = laws.sample(laws.NORMAL, 1.0, random_bits(key, (n, math.prod(shape))))
-    return (g / jnp.linalg.norm(g, axis=1, keepdims=True)).reshape(n, *shape)
+    return (g / jnp.linalg.norm(g, axis=1, keepdims=True)).T.reshape(*shape, n)
 
 
 def into_ball(x: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Dense and convolutional stacks without biases, as in the paper: `F(x) = W_l s(... s(W_1 x))`.
 
-Everything here is about ONE network and ONE input; batches are made elsewhere by `vmap`.
+Everything here is about ONE network. Inputs are columns: `F` maps `(*in_shape, n)` to
+`(*out_shape, n)`, n inputs at once, as well as one input without the last axis. A layer is then one
+matrix product, and stays one under `vmap` over networks.
 """
 
 import itertools
@@ -22,10 +24,15 @@ MAX_WEIGHTS = 2**31 - 1
 
 @dataclass(frozen=True)
 class Dense:
-    """`y = W x` with `W` of shape `(d_out, d_in)`; an image at the input is flattened."""
+    """`y = W x` with `W` of shape `(d_out, d_in)`; an image at the input is flattened.
+
+    Attributes:
+      image: shape of that image, `()` if the input is none.
+    """
 
     d_in: int
     d_out: int
+    image: tuple[int, ...] = ()
     kind: str = field(default="dense", init=False)
 
     @property
@@ -37,11 +44,16 @@ class Dense:
         return self.d_in, self.d_out
 
     @property
+    def in_shape(self):
+        return self.image or (self.d_in,)
+
+    @property
     def out_shape(self):
         return (self.d_out,)
 
     def __call__(self, w: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.matmul(w, x.reshape(-1), precision=jax.lax.Precision.HIGHEST)
+        x = x.reshape(self.d_in, *x.shape[len(self.in_shape) :])
+        return jnp.tensordot(w, x, 1, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,10 @@ class Conv:
         return self.c_in * self.kernel**2, self.c_out * self.kernel**2
 
     @property
+    def in_shape(self):
+        return (self.c_in, *self.size)
+
+    @property
     def pads(self) -> tuple[int, int]:
         """Rows added before and after the image along each axis."""
         if self.padding == "VALID":
@@ -97,19 +113,18 @@ class Conv:
         # One matrix product over gathered patches: under vmap over kernels it stays a batched
         # product, where a convolution would become a slow grouped one.
         mode = "wrap" if self.padding == "CIRCULAR" else "constant"
-        x = jnp.pad(x, ((0, 0), self.pads, self.pads), mode=mode)
+        x = jnp.pad(x, [(0, 0), self.pads, self.pads] + [(0, 0)] * (x.ndim - 3), mode=mode)
         _, rows, columns = self.out_shape
         s = self.stride
-        patches = jnp.stack(
+        patches = jnp.concatenate(
             [
                 x[:, i : i + s * (rows - 1) + 1 : s, j : j + s * (columns - 1) + 1 : s]
                 for i in range(self.kernel)
                 for j in range(self.kernel)
-            ],
-            axis=1,
-        ).reshape(-1, rows * columns)
-        y = jnp.matmul(w.reshape(self.c_out, -1), patches, precision=jax.lax.Precision.HIGHEST)
-        return y.reshape(self.out_shape)
+            ]
+        )
+        w = jnp.moveaxis(w, 1, 3).reshape(self.c_out, -1)
+        return jnp.tensordot(w, patches, 1, precision=jax.lax.Precision.HIGHEST)
 
 
 Layer = Dense | Conv
@@ -170,7 +185,7 @@ class Network:
         return f"{text}, {self.activation}"
 
     def __call__(self, params: Params, x: jax.Array) -> jax.Array:
-        """`F(x)` for one input of shape `in_shape`."""
+        """`F(x)` for inputs `(*in_shape, n)`, or for one of shape `in_shape`."""
         for layer, w in zip(self.layers[:-1], params[:-1], strict=True):
             x = self.activation.fn(layer(w, x))
         return self.layers[-1](params[-1], x)
@@ -244,7 +259,8 @@ def convolutional(
         side = layers[-1].out_shape[1]
     if outputs is not None:
         outputs = validation.integer("outputs", outputs, 1)
-        layers.append(Dense(math.prod(layers[-1].out_shape), outputs))
+        image = layers[-1].out_shape
+        layers.append(Dense(math.prod(image), outputs, image))
     return _checked(Network(tuple(layers), activation, (channels[0], size, size)))
 
 

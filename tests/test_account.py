@@ -150,7 +150,7 @@ def test_accounts_of_many_pairs():
     params, removed, x = pairs(np.arange(11, dtype=np.uint32))
     for i in range(11):
         one = [[np.asarray(w[i]) for w in ws] for ws in (params, removed)]
-        d = difference64(network, *one, x[i])
+        d = difference64(network, *one, x[i].T)
         assert distance[i] >= np.linalg.norm(d, axis=1).max() * (1 - 1e-5)
     median = result.quantile(0.5)
     for i, layer in enumerate(result.layers):

@@ -328,7 +328,7 @@ def test_float64_twin_fed_the_same_bits(method, q):
             scales,
             count,
             method,
-            x[i].astype(np.float64),
+            x[i].T.astype(np.float64),
         )
         assert result.sampled[i] == pytest.approx(sampled, rel=GUARD / 10)
         assert sampled * (1 - 1e-6) <= result.upper[i] <= product * 1.01

@@ -65,7 +65,7 @@ def layer_account(
     u = total / unit
     shares = jnp.sum(t / unit * u[None], axis=1) / jnp.sum(u * u)
     bounds = telescoping_terms(network, params, removed)
-    return Account(lengths(total[None])[0], lengths(t), shares, bounds)
+    return Account(lengths(total[:, None])[0], lengths(t.T), shares, bounds)
 
 
 def switch_terms(
@@ -120,12 +120,12 @@ def worst_input(
 ) -> jax.Array:
     """The input of the unit ball with the largest `||F - f||` that sampling and ascent find."""
     x = inputs.sphere(key, domain.samples, network.in_shape)
-    values = lengths(jax.vmap(lambda x: difference(network, params, removed, x))(x))
+    values = lengths(difference(network, params, removed, x))
     values, x = ascend(network, params, removed, x, values, domain.starts, domain.steps)
-    return x[jnp.argmax(values)]
+    return x[..., jnp.argmax(values)]
 
 
 def worst_row(rows: jax.Array, network: Network, params: Params, removed: Removed) -> jax.Array:
     """The row of `(n, *in_shape)` with the largest `||F - f||`."""
-    values = lengths(jax.vmap(lambda x: difference(network, params, removed, x))(rows))
+    values = lengths(difference(network, params, removed, jnp.moveaxis(rows, 0, -1)))
     return rows[jnp.argmax(values)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxprune import activations
 from jaxprune.gaps.climb import Step, climb, onto_sphere, scaled, within_ball
 from jaxprune.gaps.difference import Removed, difference
-from jaxprune.gaps.lengths import lengths
+from jaxprune.gaps.lengths import lengths, per_column
 from jaxprune.networks import Network
 from jaxprune.types import Params
 
@@ -43,27 +43,27 @@ def ascend(
       network: the network.
       params: the target's weights.
       removed: from `removed_part`.
-      x: `(n, *in_shape)` sampled inputs of the unit sphere.
+      x: `(*in_shape, n)` sampled inputs of the unit sphere.
       values: `(n,)` lengths of the difference there.
       starts: how many inputs start, at most n.
       steps: of each ascent, at most; it ends when no start improves.
 
     Returns:
-      `(starts,)` the largest length met from each start, and `(starts, *in_shape)` where.
+      `(starts,)` the largest length met from each start, and `(*in_shape, starts)` where.
     """
 
     def at(x):
         return difference(network, params, removed, x)
 
     def best(x, values, n):
-        return x[jax.lax.top_k(values, n)[1]]
+        return x[..., jax.lax.top_k(values, n)[1]]
 
     few = starts // 8
     chosen = best(x, values, starts - few)
     if few:
-        warm = _warm(network, params, removed, best(x, values, min(WARM, len(x))))
-        warm = best(warm, lengths(jax.vmap(at)(warm)), few)
-        chosen = jnp.concatenate([chosen, warm])
+        warm = _warm(network, params, removed, best(x, values, min(WARM, len(values))))
+        warm = best(warm, lengths(at(warm)), few)
+        chosen = jnp.concatenate([chosen, warm], axis=-1)
     return climb(at, lengths, scaled, _by_turns(steps), chosen, steps)
 
 
@@ -73,7 +73,7 @@ def _by_turns(steps: int) -> Step:
 
     def next(state, x, g):
         state, inside = gradient.next(state, x, g)
-        fourth = jnp.arange(len(x)).reshape(-1, *[1] * (x.ndim - 1)) % 4 == 0
+        fourth = per_column(jnp.arange(x.shape[-1]) % 4 == 0, x)
         return state, jnp.where(fourth, onto_sphere(x, g), inside)
 
     return Step(gradient.start, next)
@@ -87,6 +87,6 @@ def _warm(network: Network, params: Params, removed: Removed, x: jax.Array) -> j
         d, pull = jax.vjp(lambda x: difference(linear, params, removed, x), x)
         return pull(scaled(d))[0]
 
-    step: Callable = lambda _, x: onto_sphere(x, jax.vmap(pulled)(x))
+    step: Callable = lambda _, x: onto_sphere(x, pulled(x))
     x = jax.lax.fori_loop(0, WARM_STEPS, step, x)
-    return jnp.concatenate([x, -x])
+    return jnp.concatenate([x, -x], axis=-1)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.gaps.lengths import lengths
+from jaxprune.gaps.lengths import lengths, per_column
 
 Norm = Callable[[jax.Array], jax.Array]
 
@@ -16,7 +16,7 @@ GROWTH = 1e-5
 
 
 class Step(NamedTuple):
-    """How the next inputs follow from inputs and gradients, each `(n, ...)`.
+    """How the next inputs follow from inputs and gradients, each `(..., n)`.
 
     Attributes:
       start: `x -> state`.
@@ -45,15 +45,15 @@ def climb(
     A pair's climb ends by its own values alone, so that they do not depend on the pairs beside it.
 
     Args:
-      difference: `x -> F(x) - f(x)` for one input.
-      length: norm of each row.
-      direction: a subgradient of that norm at one d, up to a factor.
+      difference: `x -> F(x) - f(x)`, columns to columns.
+      length: norm of each column.
+      direction: a subgradient of that norm at each column, up to a factor.
       step: the next inputs.
-      x: `(n, ...)` starts.
+      x: `(..., n)` starts.
       steps: how many at most.
 
     Returns:
-      `(n,)` the largest norm met from each start, the start included, and `(n, ...)` where.
+      `(n,)` the largest norm met from each start, the start included, and `(..., n)` where.
     """
 
     def value_and_gradient(x):
@@ -64,8 +64,7 @@ def climb(
         values = length(d)
         # A norm that is not a number comes and stays: it is no success.
         higher = ~(values <= best[0]) & ~jnp.isnan(best[0])
-        chosen = higher.reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.where(higher, values, best[0]), jnp.where(chosen, x, best[1])
+        return jnp.where(higher, values, best[0]), jnp.where(per_column(higher, x), x, best[1])
 
     def goes_on(carry):
         i, _, _, _, _, since = carry
@@ -73,7 +72,7 @@ def climb(
 
     def advance(carry):
         i, x, state, best, mark, since = carry
-        d, g = jax.vmap(value_and_gradient)(x)
+        d, g = value_and_gradient(x)
         best = better(best, x, d)
         state, x = step.next(state, x, g)
         top = jnp.max(best[0])
@@ -81,21 +80,21 @@ def climb(
         since = jnp.where(gained, 0, since + 1)
         return i + 1, x, state, best, jnp.where(gained, top, mark), since
 
-    nothing = jnp.zeros(len(x), x.dtype) - 1.0, x
+    nothing = jnp.full(x.shape[-1], -1.0, x.dtype), x
     carry = jnp.int32(0), x, step.start(x), nothing, jnp.zeros((), x.dtype), jnp.int32(0)
     _, x, _, best, _, _ = jax.lax.while_loop(goes_on, advance, carry)
-    return better(best, x, jax.vmap(difference)(x))
+    return better(best, x, difference(x))
 
 
 def scaled(d: jax.Array) -> jax.Array:
     """The direction in which the Euclidean norm grows, by its largest entry: no square of it."""
-    largest = jnp.max(jnp.abs(d))
+    largest = jnp.max(jnp.abs(d), axis=tuple(range(d.ndim - 1)), keepdims=True)
     return d / jnp.where(largest > 0, largest, 1.0)
 
 
 def onto_sphere(x: jax.Array, g: jax.Array) -> jax.Array:
     """`g / |g|`; where there is no gradient there is no direction: stay."""
-    size = lengths(g).reshape(-1, *[1] * (x.ndim - 1))
+    size = per_column(lengths(g), g)
     return jnp.where(size > 0, g / size, x)
 
 
@@ -107,11 +106,10 @@ def within_ball(steps: int) -> Step:
     optimizer = optax.sgd(rate, momentum=0.5)
 
     def next(state, x, g):
-        size = lengths(g).reshape(-1, *[1] * (x.ndim - 1))
+        size = per_column(lengths(g), g)
         uphill = jnp.where(size > 0, -g / jnp.where(size > 0, size, 1.0), 0.0)
         change, state = optimizer.update(uphill, state, x)
         x = optax.apply_updates(x, change)
-        size = lengths(x).reshape(-1, *[1] * (x.ndim - 1))
-        return state, x / jnp.maximum(size, 1.0)
+        return state, x / jnp.maximum(per_column(lengths(x), x), 1.0)
 
     return Step(optimizer.init, next)

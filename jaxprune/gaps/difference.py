@@ -29,18 +29,19 @@ def removed_part(params: Params, masks: tuple[jax.Array | None, ...]) -> Removed
 
 
 def difference(network: Network, params: Params, removed: Removed, x: jax.Array) -> jax.Array:
-    """`F(x) - f(x)` for one input.
+    """`F(x) - f(x)`.
 
     Args:
       network: the network.
       params: the target's weights.
       removed: from `removed_part`.
-      x: of shape `network.in_shape`.
+      x: inputs `(*in_shape, n)`, or one of shape `in_shape`.
 
     Returns:
-      Array of shape `network.out_shape`.
+      `(*out_shape, n)`, or `out_shape`.
     """
-    chex.assert_shape(x, network.in_shape)
+    batch = x.shape[len(network.in_shape) :]
+    chex.assert_shape(x, (*network.in_shape, *batch))
     h, e = x, None  # e of None: no difference so far, whatever x
     d = None
     for layer, w, p in zip(network.layers, params, removed, strict=True):
@@ -50,4 +51,4 @@ def difference(network: Network, params: Params, removed: Removed, x: jax.Array)
             d = layer(p, h) if e is None else d + layer(p, h - e)
         e = None if d is None else network.activation.difference(a, d)
         h = network.activation.fn(a)
-    return jnp.zeros(network.out_shape, x.dtype) if d is None else d
+    return jnp.zeros((*network.out_shape, *batch), x.dtype) if d is None else d

@@ -5,13 +5,19 @@ import jax.numpy as jnp
 
 
 def lengths(d: jax.Array) -> jax.Array:
-    """Euclidean length of each row of `(n, ...)`, without overflow or underflow of the squares."""
-    d = d.reshape(len(d), -1)
-    largest = jnp.max(jnp.abs(d), axis=1, keepdims=True)
+    """Euclidean length of each column of `(..., n)`; no square of it overflows or underflows."""
+    d = d.reshape(-1, d.shape[-1])
+    largest = jnp.max(jnp.abs(d), axis=0, keepdims=True)
     # XLA multiplies by reciprocals: that of a number above 2^126 would be flushed to 0.
     unit = jnp.where(largest > 1.0, 2.0**-32, 2.0**32)
     scale = jnp.where(largest > 0, largest * unit, 1.0)
-    return scale[:, 0] * jnp.sqrt(jnp.sum((d * unit / scale) ** 2, axis=1)) / unit[:, 0]
+    squares = jnp.sum((d * unit * (1.0 / scale)) ** 2, axis=0)
+    return scale[0] * jnp.sqrt(squares) / unit[0]
+
+
+def per_column(values: jax.Array, x: jax.Array) -> jax.Array:
+    """One number a column, `(n,)`, in the shape that goes with the columns x, `(..., n)`."""
+    return values.reshape(*[1] * (x.ndim - 1), -1)
 
 
 def largest(values: jax.Array) -> jax.Array:

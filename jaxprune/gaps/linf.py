@@ -12,7 +12,7 @@ from jaxprune.bits import random_bits
 from jaxprune.gaps.climb import climb, scaled, stateless
 from jaxprune.gaps.difference import Removed, difference
 from jaxprune.gaps.intervals import interval_bounds
-from jaxprune.gaps.lengths import largest, lengths
+from jaxprune.gaps.lengths import largest, lengths, per_column
 from jaxprune.gaps.rows import Measurement, measured
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Key, Params
@@ -20,17 +20,19 @@ from jaxprune.types import Gap, Key, Params
 MAX_RADIUS = 1e30
 
 
-def _rows(d):
-    return d.reshape(len(d), -1)
+def _columns(d):
+    return jnp.abs(d.reshape(-1, d.shape[-1]))
 
 
-# Norm of each row, and the direction in which it grows: a subgradient, up to a factor.
+# Norm of each column, and the direction in which it grows: a subgradient, up to a factor.
 _NORMS: dict[str, tuple[Callable, Callable]] = {
     "linf": (
-        lambda d: jnp.max(jnp.abs(_rows(d)), axis=1),
-        lambda d: jnp.where(jnp.abs(d) == jnp.max(jnp.abs(d)), jnp.sign(d), 0.0),
+        lambda d: jnp.max(_columns(d), axis=0),
+        lambda d: jnp.where(
+            jnp.abs(d) == per_column(jnp.max(_columns(d), axis=0), d), jnp.sign(d), 0.0
+        ),
     ),
-    "l1": (lambda d: jnp.sum(jnp.abs(_rows(d)), axis=1), jnp.sign),
+    "l1": (lambda d: jnp.sum(_columns(d), axis=0), jnp.sign),
     "l2": (lengths, scaled),
 }
 
@@ -81,8 +83,8 @@ def measure_linf_ball(
         return difference(network, params, removed, x)
 
     bits = random_bits(key, (domain.samples, *network.in_shape))
-    x = jnp.where(bits >> 31 == 0, radius, -radius)
-    differences = jax.vmap(at)(x)
+    x = jnp.moveaxis(jnp.where(bits >> 31 == 0, radius, -radius), 0, -1)
+    differences = at(x)
     _, starts = jax.lax.top_k(length(differences), domain.starts)
 
     def to_vertex(x, g):
@@ -90,7 +92,6 @@ def measure_linf_ball(
         # points the norm does not fall, as it is convex. A feature without effect stays.
         return jnp.where(g == 0, x, radius * jnp.sign(g))
 
-    values, _ = climb(at, length, direction, stateless(to_vertex), x[starts], domain.steps)
+    values, _ = climb(at, length, direction, stateless(to_vertex), x[..., starts], domain.steps)
     upper = getattr(interval_bounds(network, params, removed, domain.radius), domain.output)
-    outputs = jax.vmap(lambda x: network(params, x))(x)
-    return measured(Gap(largest(values), upper), differences, outputs, length)
+    return measured(Gap(largest(values), upper), differences, network(params, x), length)

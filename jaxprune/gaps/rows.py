@@ -44,9 +44,9 @@ def measured(
 
     Args:
       gap: the bracket over the whole domain.
-      differences: `(n, *out_shape)`, F - f at the inputs.
-      outputs: `(n, *out_shape)`, F there.
-      length: norm of each row.
+      differences: `(*out_shape, n)`, F - f at the inputs.
+      outputs: `(*out_shape, n)`, F there.
+      length: norm of each column.
     """
     values, sizes = length(differences), length(outputs)
     # An output beyond float32's range tells no ratio: infinite, lest it count as small.
@@ -55,7 +55,7 @@ def measured(
     return Measurement(
         gap,
         sampled=largest(values),
-        rms=_rms(lengths(differences), math.prod(outputs.shape[1:])),
+        rms=_rms(lengths(differences), math.prod(outputs.shape[:-1])),
         mean=_scaled_mean(values),
         relative=jnp.max(ratios),
     )
@@ -65,9 +65,10 @@ def measure_rows(
     rows: jax.Array, network: Network, params: Params, removed: Removed
 ) -> Measurement:
     """`max ||F - f||` over the rows `(n, *in_shape)`: both ends of the bracket are that number."""
-    differences = jax.vmap(lambda x: difference(network, params, removed, x))(rows)
+    x = jnp.moveaxis(rows, 0, -1)
+    differences = difference(network, params, removed, x)
     gap = largest(lengths(differences))
-    return measured(Gap(gap, gap), differences, jax.vmap(lambda x: network(params, x))(rows))
+    return measured(Gap(gap, gap), differences, network(params, x))
 
 
 # Scaled by the largest value, lest sums and squares underflow or overflow.

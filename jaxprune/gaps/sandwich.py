@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 
 from jaxprune import inputs, validation
@@ -47,10 +46,9 @@ def measure_ball(
     upper end is a theorem in floating point (`multiplier_bound`).
     """
     x = inputs.sphere(key, domain.samples, network.in_shape)
-    differences = jax.vmap(lambda x: difference(network, params, removed, x))(x)
+    differences = difference(network, params, removed, x)
     values = lengths(differences)
     found, _ = ascend(network, params, removed, x, values, domain.starts, domain.steps)
     lower = largest(jnp.append(found, largest(values)))
     upper = multiplier_bound(network, params, removed)
-    outputs = jax.vmap(lambda x: network(params, x))(x)
-    return measured(Gap(lower, upper), differences, outputs)
+    return measured(Gap(lower, upper), differences, network(params, x))

@@ -11,6 +11,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+TOP = 2**31 - 1
+SAMPLE = 4096
+"""Entries whose largest key stands for that of all: a maximum costs as much as four counts."""
+
+BISECTED = 6
+"""Every sixth guess is the middle of the bracket, so that the search ends whatever the keys."""
+
 
 def magnitude_keys(w: jax.Array) -> jax.Array:
     """int32 keys, at least 0, in the order of |w|; NaN comes after infinity."""
@@ -32,11 +39,19 @@ def smallest(keys: jax.Array, k: jax.Array, *, floats: bool = False) -> jax.Arra
     size = jnp.int32(keys.size)
     index = jnp.arange(keys.size, dtype=jnp.int32).reshape(keys.shape)
     between = _between_floats if floats else _between
-    threshold, count = _least(k, jnp.max(keys), size, lambda t: keys <= t, between)
+    likely = jnp.max(keys.reshape(-1)[:SAMPLE])
+    threshold, count = _least(k, TOP, likely, size, lambda t: keys <= t, between)
     below, last = keys <= threshold, keys == threshold
     # More than k keys up to the threshold: the surplus ties with it.
-    cut, _ = _least(k, size, count, lambda c: below & ~(last & (index >= c)), _between)
+    cut, _ = _least(k, size, size, count, lambda c: below & ~(last & (index >= c)), _between)
     return below & ~(last & (index >= cut))
+
+
+def _count(marks):
+    """How many are True: `()` int32."""
+    # XLA vectorises a CPU's float sums and not its integer ones; up to 2^24 both are exact.
+    of = jnp.float32 if marks.size <= 2**24 else jnp.int32
+    return jnp.sum(marks, dtype=of).astype(jnp.int32)
 
 
 def _between(low, high, share):
@@ -55,6 +70,7 @@ def _between_floats(low, high, share):
 def _least(
     k: jax.Array,
     high: jax.Array,
+    likely: jax.Array,
     count: jax.Array,
     chosen: Callable[[jax.Array], jax.Array],
     between: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
@@ -64,6 +80,7 @@ def _least(
     Args:
       k: `()` wanted size.
       high: `()` a parameter whose set has at least k members.
+      likely: `()` about the least parameter whose set is as large as that of `high`.
       count: `()` size of that set.
       chosen: the set of a parameter in `[0, high]`, as a Boolean array.
       between: a guess from a bracket and the share of it at which k is expected.
@@ -81,9 +98,9 @@ def _least(
         low, high, fewer, count, step = state
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
         share = (k - fewer).astype(jnp.float32) / (count - fewer).astype(jnp.float32)
-        guess = jnp.clip(between(low, high, share), low + 1, high - 1)
-        at = jnp.where(step % 3 == 2, middle, guess)
-        inside = jnp.sum(chosen(at), dtype=jnp.int32)
+        guess = jnp.clip(between(low, jnp.minimum(high, likely), share), low + 1, high - 1)
+        at = jnp.where(step % BISECTED == BISECTED - 1, middle, guess)
+        inside = _count(chosen(at))
         enough = inside >= k
         return (
             jnp.where(enough, low, at),
@@ -93,6 +110,6 @@ def _least(
             step + 1,
         )
 
-    state = jnp.int32(-1), high, jnp.int32(0), count, jnp.int32(0)
+    state = jnp.int32(-1), jnp.int32(high), jnp.int32(0), count, jnp.int32(0)
     _, high, _, count, _ = jax.lax.while_loop(undecided, close_in, state)
     return high, count
