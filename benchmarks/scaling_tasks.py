@@ -81,15 +81,18 @@ def prepared(domain: str, width: int, depth: int, trials: int = 2**40) -> engine
 
 
 def compiled(domain: str, width: int, depth: int) -> Row:
-    """Seconds of compilation, and those of them in XLA (or in reading its cache)."""
-    backend = []
+    """Seconds of compilation, those of them in XLA or in reading its cache, programs read there."""
+    backend, events = [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **_: backend.append(seconds) if "backend_compile" in name else None
     )
+    jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
     run = prepared(domain, width, depth)
     backend.clear()
+    events.clear()
     seconds = timed(lambda: engine.compiled_block(run))
-    return {"seconds": seconds, "backend": sum(backend)}
+    cached = events.count("/jax/compilation_cache/cache_hits")
+    return {"seconds": seconds, "backend": sum(backend), "programs": len(backend), "read": cached}
 
 
 def programs() -> Row:
