@@ -202,7 +202,8 @@ def aim(text: str, value: float, least: float | None = None, most: float | None 
     parts = [f"{word} {x:g}" for word, x in (("at least", least), ("at most", most)) if x]
     said = f" (aim: {', '.join(parts)}; {'met' if met else 'missed'})" if parts else ""
     console.print(f"{text}: {value:.3g}{said}", highlight=False)
-    return {"ratio": text, "value": value, "at_least": least, "at_most": most, "met": met}
+    found = {"ratio": text, "value": value, "at_least": least, "at_most": most}
+    return found | {"met": met if parts else None}
 
 
 def show(title: str, rows: list[Row], facts: str, measured: str) -> None:
