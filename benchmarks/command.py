@@ -13,6 +13,16 @@ from scipy.sparse.linalg import svds
 from jaxprune import laws
 
 
+class Parser(argparse.ArgumentParser):
+    """Reports bad input in one line, and takes no abbreviations."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def carry_out(
     parser: argparse.ArgumentParser,
     check: Callable[[argparse.Namespace], None],

@@ -76,6 +76,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import jax
 import numpy as np
 from rich import box
@@ -445,11 +446,6 @@ def as_json(facts: dict, args: argparse.Namespace, rows: list[Row]) -> str:
 # --- the command ---------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def _number(read, name, low, high):
     """An argparse type that reports one clear line."""
 
@@ -478,10 +474,9 @@ def _new_file(text):
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    made = _Parser(
+    made = command.Parser(
         prog="trials_per_second",
         description="Trials per second of the engine against a NumPy loop in the same run.",
-        allow_abbrev=False,
     )
     made.add_argument(
         "--widths",
