@@ -31,14 +31,14 @@ several numbers of cores all of them are timed side by side. Before timing, the 
 measured quantity must agree within 5 % (NumPy's upper bound excepted), else the exit status is 1;
 that also warms up. Then the candidates take turns, `--rounds` rounds of about `--seconds` each, new
 seeds in every round, in whole batches; results lie in NumPy arrays before a clock is stopped.
-Printed: medians over rounds (IQR as % of the median), the engine over the best peer as the median
-of the ratios round by round, and seconds of the engine's compilation; the JSON file has every round
-and what every candidate chose. All is float32 with full-precision products, but for the upper
-bound's float64.
+Printed: medians over rounds (IQR as % of the median); as "ratio" the engine over the best peer, the
+median of the ratios round by round; and seconds of the engine's compilation. The JSON file has
+every round, rates by processor time, and what every candidate chose. All is float32 with
+full-precision products, but for the upper bound's float64.
 
-"of floor" is the engine's rate over the rate that the machine's limits allow, measured in the same
-run on the same cores (`limits.py`): the 6 products of F and f at the best rate of any shape tried,
-and one random word a weight. Selection by magnitude is not counted.
+"floor" is the engine's rate as a share of the rate that the machine's limits allow, measured in the
+same run on the same cores (`limits.py`): the 6 products of F and f at the best rate of any shape
+tried, and one random word a weight. Selection by magnitude is not counted.
 
 On an accelerator engine, jax and torch run there and NumPy on the host: that ratio then compares
 machines too.
@@ -55,7 +55,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import throughput_report as report
 from peers import KINDS, PRUNINGS, SAMPLES, Workload
 from rich.console import Console

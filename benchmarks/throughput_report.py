@@ -132,7 +132,7 @@ def _empty(title, names):
         show_edge=False,
     )
     made.add_column("pruning", no_wrap=True)
-    for name in ("width", "inputs", *names, "over best", "of floor", "compile"):
+    for name in ("width", "inputs", *names, "ratio", "floor", "compile"):
         made.add_column(name, justify="right", no_wrap=True)
     return made
 
@@ -140,9 +140,9 @@ def _empty(title, names):
 def _rate(rates):
     middle = float(np.median(rates))
     if middle < 999.5:
-        return f"{middle:.3g} ({_spread(rates):.0f} %)"
+        return f"{middle:.3g} ({_spread(rates):.0f}%)"
     thousands = middle / 1000
-    return f"{thousands:.{0 if thousands >= 99.95 else 1}f}k ({_spread(rates):.0f} %)"
+    return f"{thousands:.{0 if thousands >= 99.95 else 1}f}k ({_spread(rates):.0f}%)"
 
 
 def _spread(values):

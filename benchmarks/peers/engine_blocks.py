@@ -2,11 +2,11 @@
 
 import jax
 import numpy as np
-from peers import GAIN, KERNEL, LAYERS, SAMPLES, SIDE, STARTS, STEPS, Candidate, Workload
 
 from jaxprune import engine, laws, networks
 from jaxprune.gaps import UnitBall
 from jaxprune.pruning import METHODS, Count, Fraction
+from peers import GAIN, KERNEL, LAYERS, SAMPLES, SIDE, STARTS, STEPS, Candidate, Workload
 
 WORKLOADS = ("sampled", "conv", "trial")
 

@@ -6,7 +6,7 @@ of the generator; every array is allocated once. PCG64 or SFC64, and for magnitu
 values or of indices, whichever proves faster before timing.
 
 Its upper bound of the gap is the product of the layers' largest singular values, with the removed
-part in place of the middle layer: `numpy.linalg.svd` in float32, no certificate, and no multipliers.
+part in place of the middle layer: `numpy.linalg.svd` in float32, no multipliers, no certificate.
 """
 
 import functools
@@ -15,6 +15,7 @@ import math
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+
 from peers import KERNEL, LAYERS, SAMPLES, SIDE, STARTS, STEPS, Candidate, Workload, fastest
 
 WORKLOADS = ("sampled", "conv", "trial")

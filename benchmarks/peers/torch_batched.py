@@ -11,6 +11,7 @@ import os
 
 import torch
 import torch.nn.functional as F
+
 from peers import LAYERS, Candidate, Workload, batch_sizes, fastest, torch_trial
 
 WORKLOADS = ("sampled", "conv", "trial")
