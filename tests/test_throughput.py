@@ -4,6 +4,7 @@ Every random test raises a false alarm in at most one of 10^6 seeds.
 """
 
 import importlib.util
+import json
 import pathlib
 import sys
 
@@ -84,7 +85,7 @@ def test_amounts_and_operations(peers):
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--widths", "7"], ["--widths", "width = 7", "from 8 to 2048"]),
+        (["--widths", "7"], ["--widths", "widths = 7", "from 8 to 2048"]),
         (["--workloads", "dense"], ["--workloads", "dense", "sampled"]),
         (["--pruning", "none"], ["--pruning", "none", "random"]),
         (["--peers", "cupy"], ["--peers", "cupy", "numpy"]),
@@ -137,8 +138,6 @@ class Fake:
 
 
 def test_report_and_file_without_torch(throughput, monkeypatch, capsys, tmp_path):
-    import json
-
     monkeypatch.setattr(throughput, "Worker", Fake)
     monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(throughput.report, "cores", lambda: 2)

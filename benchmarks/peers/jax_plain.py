@@ -33,6 +33,7 @@ def _pruned(workload, key, w):
     return jnp.where(size > jnp.sort(size.reshape(-1))[workload.removed - 1], w, 0.0)
 
 
+@jax.default_matmul_precision("highest")
 def _trial(workload, x, key):
     """The largest distance over the inputs."""
 
@@ -54,7 +55,6 @@ def _trial(workload, x, key):
 
 def prepare(workload: Workload) -> Candidate:
     """Compiles and chooses the batch."""
-    jax.config.update("jax_default_matmul_precision", "highest")
     x = jnp.asarray(workload.points())
 
     def trial(key):
