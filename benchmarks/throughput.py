@@ -32,9 +32,10 @@ measured quantity must agree within 5 % (NumPy's upper bound excepted), else the
 that also warms up. Then the candidates take turns, `--rounds` rounds of about `--seconds` each, new
 seeds in every round, in whole batches; results lie in NumPy arrays before a clock is stopped.
 Printed: medians over rounds (IQR as % of the median); as "ratio" the engine over the best peer, the
-median of the ratios round by round; and seconds of the engine's compilation. The JSON file has
-every round, rates by processor time, and what every candidate chose. All is float32 with
-full-precision products, but for the upper bound's float64.
+median of the ratios round by round; and seconds of the engine's compilation (prunings share most of
+their programs, so the second compiles less). The JSON file has every round, rates by processor
+time, and what every candidate chose. All is float32 with full-precision products, but for the upper
+bound's float64.
 
 "floor" is the engine's rate as a share of the rate that the machine's limits allow, measured in the
 same run on the same cores (`limits.py`): the 6 products of F and f at the best rate of any shape
