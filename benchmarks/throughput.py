@@ -118,8 +118,8 @@ def measure(
     """
     runners = {key: worker for key, worker in workers.items() if key[0] != "limits"}
     prepared = {key: worker.ask("prepare", workload) for key, worker in runners.items()}
-    # The wider the network, the less its gap varies.
-    checked = min(max(2**22 // workload.size, 16), 4096)
+    # The wider the network, and the larger the image, the less its gap varies.
+    checked = min(max(2**22 // (workload.size * workload.taps), 16), 4096)
     first = {key: worker.ask("run", checked, 0) for key, worker in runners.items()}
     check(str(workload), {key: answer["medians"] for key, answer in first.items()})
     counts = {key: _calibrate(worker, checked, seconds) for key, worker in runners.items()}
