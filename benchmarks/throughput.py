@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
             about = {name: workers[name, cores[0]].ask("about") for name in names}
             limits = {k: workers["limits", k].ask("general") for k in cores}
             facts = report.machine({name: found["device"] for name, found in about.items()})
-            console.print(report.headline(facts, limits), highlight=False)
+            console.print(report.headline(facts, limits), highlight=False, soft_wrap=True)
             for workload in workloads(args):
                 chosen = {
                     (name, k): worker
