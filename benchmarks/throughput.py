@@ -1,0 +1,311 @@
+"""Trials per second of the engine against the best programs a user would write instead.
+
+    python benchmarks/throughput.py [--workloads sampled conv trial] [--widths 16 64 256 1024]
+                                    [--inputs 64 256] [--pruning random magnitude]
+                                    [--peers numpy torch jax] [--cores 1] [--seconds 1]
+                                    [--rounds 5] [--json FILE]
+
+Workloads, all of three equal layers, ReLU, weights uniform on +-sqrt(6 / fan):
+
+  sampled  dense, width d; all layers pruned by q = d^-1/2, at random (each weight by itself) or by
+           magnitude (the floor(q D) smallest of D); the largest distance of target and pruned
+           network over 64 or 256 fixed points of the sphere;
+  conv     the same for 3x3 convolutions, 16 or 64 channels on 16x16 images, zeros around them, 16
+           inputs, q = 1/16;
+  trial    dense, the middle layer pruned by q = d^-1/2, the gap over the unit ball bracketed: 64
+           sampled inputs, 20 steps of ascent from 8 starts, and the certified upper bound.
+
+Peers (`benchmarks/peers/`, one file each):
+
+  numpy    one trial after another, without allocations;
+  torch    batches; for `trial` the engine's own algorithm, multipliers included, in batched torch;
+           left out, and said so, where torch is missing (`pip install -e '.[benchmarks]'`);
+  jax      jit, vmap, lax.map, `jax.random`, `jnp.sort`; no `trial`.
+
+Each makes its choices (generator, selection, batch) in a short sweep before timing. NumPy's upper
+bound in `trial` is a product of singular values in float32: larger, and no certificate.
+
+Method: every candidate runs in its own process, pinned to the first `--cores` cores before it
+imports anything, with as many BLAS threads; a process that is not asked for anything sleeps. With
+several numbers of cores all of them are timed side by side. Before timing, the medians of every
+measured quantity must agree within 5 % (NumPy's upper bound excepted), else the exit status is 1;
+that also warms up. Then the candidates take turns, `--rounds` rounds of about `--seconds` each, new
+seeds in every round, in whole batches; results lie in NumPy arrays before a clock is stopped.
+Printed: medians over rounds (IQR as % of the median); as "ratio" the engine over the best peer, the
+median of the ratios round by round; and seconds of the engine's compilation (prunings share most of
+their programs, so the second compiles less). The JSON file has every round, rates by processor
+time, and what every candidate chose. All is float32 with full-precision products, but for the upper
+bound's float64.
+
+"floor" is the engine's rate as a share of the rate that the machine's limits allow, measured in the
+same run on the same cores (`limits.py`): the 6 products of F and f at the best rate of any shape
+tried, and one random word a weight. Selection by magnitude is not counted.
+
+On an accelerator engine, jax and torch run there and NumPy on the host: that ratio then compares
+machines too.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import throughput_report as report
+from peers import KINDS, PRUNINGS, SAMPLES, Workload
+from rich.console import Console
+from worker import Failure, Worker
+
+from jaxprune import validation
+
+PEERS = ("numpy", "torch", "jax")
+WIDTHS = {"sampled": (16, 64, 256, 1024), "conv": (16, 64), "trial": (16, 64, 256)}
+CONV_INPUTS = 16
+TOLERANCE = 0.05
+"""Relative difference of two medians above which nothing is timed."""
+
+
+class Disagreement(Exception):
+    """Two candidates do not measure the same thing."""
+
+
+@dataclass
+class Row:
+    """One workload on one number of cores; lists hold one number a round.
+
+    Attributes:
+      prepared: by candidate: seconds, batch and choices.
+      medians: by candidate, those of the check.
+      rates: by candidate, trials a second by the clock.
+      cpu_rates: the same by processor time.
+      products: measured operations a second at the workload's shapes.
+      floor: trials a second that the limits allow, or None.
+    """
+
+    workload: Workload
+    cores: int
+    prepared: dict[str, dict[str, Any]]
+    medians: dict[str, dict[str, float]]
+    rates: dict[str, list[float]]
+    cpu_rates: dict[str, list[float]]
+    products: dict[str, float]
+    floor: float | None
+
+
+# --- timing --------------------------------------------------------------------------------------
+
+
+def measure(
+    workload: Workload, workers: dict[tuple[str, int], Worker], seconds: float, rounds: int
+) -> list[Row]:
+    """Prepares, compares and times all candidates, and measures the limits: one row a number of
+    cores.
+
+    Args:
+      workload: what to run.
+      workers: by candidate or "limits", and number of cores.
+      seconds: of a round, about.
+      rounds: how many.
+
+    Raises:
+      Disagreement: a median differs from the engine's by more than 5 %.
+      Failure: a worker failed.
+    """
+    runners = {key: worker for key, worker in workers.items() if key[0] != "limits"}
+    prepared = {key: worker.ask("prepare", workload) for key, worker in runners.items()}
+    # The wider the network, and the larger the image, the less its gap varies.
+    checked = min(max(2**22 // (workload.size * workload.taps), 16), 4096)
+    first = {key: worker.ask("run", checked, 0) for key, worker in runners.items()}
+    check(str(workload), {key: answer["medians"] for key, answer in first.items()})
+    counts = {key: _calibrate(worker, checked, seconds) for key, worker in runners.items()}
+    answers = {key: [] for key in runners}
+    for seed in range(2, rounds + 2):
+        for key, worker in runners.items():
+            answers[key].append(worker.ask("run", counts[key], seed))
+    rows = []
+    for cores in sorted({cores for _, cores in runners}):
+        names = [name for name, k in runners if k == cores]
+        found, floor = workers["limits", cores].ask("of", workload)
+        rows.append(
+            Row(
+                workload,
+                cores,
+                prepared={name: prepared[name, cores] for name in names},
+                medians={name: first[name, cores]["medians"] for name in names},
+                rates={name: _rates(answers[name, cores], "wall") for name in names},
+                cpu_rates={name: _rates(answers[name, cores], "cpu") for name in names},
+                products=found,
+                floor=floor,
+            )
+        )
+    return rows
+
+
+def _rates(answers, clock):
+    return [answer["trials"] / max(answer[clock], 1e-9) for answer in answers]
+
+
+def _calibrate(worker: Worker, trials: int, seconds: float) -> int:
+    """Trials of a round, from a run of at least a quarter of one."""
+    while True:
+        answer = worker.ask("run", trials, 1)
+        if answer["wall"] >= seconds / 4:
+            return math.ceil(answer["trials"] / answer["wall"] * seconds)
+        trials = 2 * answer["trials"]
+
+
+def check(what: str, medians: dict[tuple[str, int], dict[str, float]]) -> None:
+    """Compares every candidate's medians with the engine's; keys are candidate and cores."""
+    ours = next(found for (name, _), found in medians.items() if name == "engine")
+    for (peer, _), found in medians.items():
+        for quantity, value in found.items():
+            if (peer, quantity) == ("numpy", "upper"):
+                continue
+            if not abs(value - ours[quantity]) <= TOLERANCE * ours[quantity]:
+                raise Disagreement(
+                    f"{what}: median {quantity} gap {ours[quantity]:.5g} (engine) and "
+                    f"{value:.5g} ({peer}) differ by more than {100 * TOLERANCE:g} %"
+                )
+
+
+@contextlib.contextmanager
+def working(names: list[str], cores: list[int]) -> Iterator[dict[tuple[str, int], Worker]]:
+    """Processes of the candidates and of the limits, ended on the way out."""
+    workers = {}
+    try:
+        for k in cores:
+            for name in (*names, "limits"):
+                workers[name, k] = Worker(name, k)
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _number(read, name, low, high):
+    """An argparse type that reports one clear line."""
+
+    def parse(text):
+        try:
+            value = read(text)
+        except ValueError:
+            value = text
+        check = validation.integer if read is int else validation.real
+        try:
+            return check(name, value, low, high)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _new_file(text):
+    path = Path(text)
+    if path.exists():
+        raise argparse.ArgumentTypeError(f"{text!r} exists; a new path is needed")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: a folder that exists is needed")
+    return path
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    made = _Parser(prog="throughput", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    listed = lambda name, allowed, text: made.add_argument(
+        name, choices=allowed, nargs="+", default=list(allowed), help=text
+    )
+    listed("--workloads", KINDS, "which (all)")
+    listed("--pruning", PRUNINGS, "which (both)")
+    listed("--peers", PEERS, "which, beside the engine (all)")
+    several = lambda name, low, high, **more: made.add_argument(
+        f"--{name}", type=_number(int, name, low, high), nargs="+", metavar="N", **more
+    )
+    several("widths", 8, 2048, help="of all workloads; channels of conv (each workload's own)")
+    several("inputs", 1, 2**16, default=[64, 256], help="of sampled (64 256)")
+    several("cores", 1, report.cores(), default=[1], help="on which every candidate runs (1)")
+    made.add_argument(
+        "--seconds",
+        type=_number(float, "seconds", 0.0, 3600.0),
+        default=1.0,
+        metavar="S",
+        help="that a candidate takes in one round, about (1)",
+    )
+    made.add_argument(
+        "--rounds", type=_number(int, "rounds", 1, 1000), default=5, metavar="N", help="(5)"
+    )
+    made.add_argument("--json", type=_new_file, metavar="FILE", help="new file for every number")
+    return made
+
+
+def workloads(args: argparse.Namespace) -> list[Workload]:
+    """The grid."""
+    inputs = {"sampled": args.inputs, "conv": [CONV_INPUTS], "trial": [SAMPLES]}
+    return [
+        Workload(kind, pruning, width, n)
+        for kind in args.workloads
+        for pruning in args.pruning
+        for width in args.widths or WIDTHS[kind]
+        for n in inputs[kind]
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 if candidates disagree or one fails, 2 for bad input."""
+    args = parser().parse_args(argv)
+    console, progress = report.console(), Console(stderr=True)
+    names = ["engine", *args.peers]
+    if "torch" in names and importlib.util.find_spec("torch") is None:
+        names.remove("torch")
+        console.print("torch is not installed: that peer is skipped", highlight=False)
+    rows, cores = [], sorted(set(args.cores))
+    try:
+        with working(names, cores) as workers:
+            about = {name: workers[name, cores[0]].ask("about") for name in names}
+            limits = {k: workers["limits", k].ask("general") for k in cores}
+            facts = report.machine({name: found["device"] for name, found in about.items()})
+            console.print(report.headline(facts, limits), highlight=False, soft_wrap=True)
+            for workload in workloads(args):
+                chosen = {
+                    (name, k): worker
+                    for (name, k), worker in workers.items()
+                    if name == "limits" or workload.kind in about[name]["workloads"]
+                }
+                with progress.status(str(workload)):
+                    rows += measure(workload, chosen, args.seconds, args.rounds)
+    except (Disagreement, Failure) as error:
+        print(f"throughput: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("throughput: interrupted, nothing written", file=sys.stderr)
+        return 130
+    for table in report.tables(rows):
+        console.print(table, "")
+    console.print("\n".join(report.summary(rows)), highlight=False)
+    console.print(f"{args.rounds} rounds of about {args.seconds:g} s each, in turn.")
+    if args.json:
+        plan = {key: value for key, value in vars(args).items() if key != "json"}
+        found = {
+            "machine": facts,
+            "plan": plan,
+            "limits": limits,
+            "rows": [asdict(row) | report.figures(row) for row in rows],
+        }
+        args.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
