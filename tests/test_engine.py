@@ -228,6 +228,85 @@ def test_laws_and_pruning_methods_share_the_program_that_measures():
     assert (len(draws), len(measures)) == (4, 1)
 
 
+def test_chunks_change_no_count():
+    """Over rows a block is cut into chunks, with a rest or without one."""
+    network = networks.dense((12, 20, 16, 8))
+    x = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
+    arguments = network, LAW, pruning.random, Fraction(0.2)
+    run = engine.prepare(*arguments, trials=40, domain=x, seed=3, block=20)
+    assert run.chunk == 20
+    whole = gather(run)
+    for chunk in (1, 8, 20):
+        parts = gather(run._replace(chunk=chunk))
+        for a, b in zip(parts, whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=GUARD / 10)
+
+
+def test_a_block_over_rows_is_whole_chunks():
+    x = np.zeros((5, 16), np.float32)
+    arguments = networks.dense((16,) * 4), LAW, pruning.random, Fraction(0.2)
+    few = engine.prepare(*arguments, trials=1000, domain=x)
+    many = engine.prepare(*arguments, trials=10**9, domain=x)
+    assert few.block % few.chunk == 0 and 1000 <= few.block < 1000 + few.chunk
+    assert many.block % many.chunk == 0 and many.block > many.chunk
+
+
+@pytest.mark.parametrize("method", [pruning.magnitude, pruning.random, pruning.bernoulli], ids=str)
+def test_the_fast_path_and_a_plain_one_count_alike(method):
+    """The same trials as anyone would write them: `jax.random`, a sort, F and f apart."""
+    network, trials, count = networks.dense((16,) * 4), 300, 64
+    x = np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32)
+    amount = Fraction(count / 256)
+    run = engine.prepare(network, LAW, method, amount, trials=trials, layers="all", domain=x)
+    root, scale = keys.root_key(0), np.float32(LAW.scale(16, 16))
+
+    @jax.jit
+    @jax.vmap
+    def plain(high, low):
+        bits = lambda purpose, i: jax.random.bits(
+            keys.trial_key(root, purpose, i, (high, low)), (16, 16)
+        )
+        h = g = x.T
+        for i in range(3):
+            b = bits(keys.WEIGHTS, i)
+            magnitude = ((b & 0x7FFFFFFF).astype("float32") + 0.5) / 2.0**31
+            w = scale * jax.numpy.where(b >> 31 == 1, -magnitude, magnitude)
+            coin = (bits(keys.MASK, i) >> 2).astype("float32") / 2.0**30
+            rank = abs(w) if method is pruning.magnitude else coin
+            if method is pruning.bernoulli:
+                kept = coin >= count / 256
+            else:
+                kept = rank >= jax.numpy.sort(rank.ravel())[count]
+            h, g = w @ h, (w * kept) @ g
+            if i < 2:
+                h, g = jax.nn.relu(h), jax.nn.relu(g)
+        return jax.numpy.linalg.norm(h - g, axis=0).max()
+
+    expected = np.asarray(plain(*trial_ids(range(trials))), np.float64)
+    found = gather(run).lower
+    np.testing.assert_allclose(found, expected, rtol=GUARD / 10)
+    for e in np.quantile(expected, [0.1, 0.5, 0.9]):
+        apart = np.abs(expected / e - 1) > GUARD
+        assert (found[apart] <= e).sum() == (expected[apart] <= e).sum()
+
+
+def test_the_fast_stream_is_another_one_of_the_same_law():
+    """Kolmogorov-Smirnov on 4,000 gaps each, at a false-alarm rate of 1e-6."""
+    network = networks.dense((8, 8, 8, 8))
+    x = np.eye(8, dtype=np.float32)
+    found = {}
+    for stream in ("threefry-20", "threefry-13"):
+        run = engine.prepare(
+            network, LAW, pruning.random, Fraction(0.3), trials=4000, domain=x, stream=stream
+        )
+        found[stream] = gather(run).lower
+    one, other = found.values()
+    assert np.mean(one == other) < 0.01
+    assert stats.ks_2samp(one, other).pvalue > 1e-6
+    with pytest.raises(ValueError, match="stream = 'philox'"):
+        engine.prepare(network, LAW, pruning.random, Fraction(0.3), stream="philox")
+
+
 def test_accuracy_needs_classes():
     network = networks.convolutional((1, 2, 2), 4)
     x = np.zeros((5, 1, 4, 4))

@@ -7,6 +7,7 @@ import pytest
 
 from jaxprune import activations, gaps, laws, networks, pruning
 from jaxprune.gaps import UnitBall
+from jaxprune.gaps.difference import evaluate_shared
 from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.networks import Conv, Dense
 
@@ -29,7 +30,9 @@ def pair(network, key, *, q=0.3, method=pruning.random, which="all", law=None):
         w = laws.sample(law.family, law.scale(*layer.fans), bits)
         level = jnp.int32(method.level(pruning.Fraction(q), w.size))
         params.append(w)
-        masks.append(method.mask(mask_key, w, level) if pruned[i] else None)
+        masks.append(
+            method.mask(jax.random.bits(mask_key, w.shape), w, level) if pruned[i] else None
+        )
     return tuple(params), tuple(masks)
 
 
@@ -126,6 +129,36 @@ def test_small_differences_keep_their_digits(size, key):
     expected = difference64(network, params, masks, x)
     error = np.abs(np.asarray(got.T, np.float64) - expected).max() / np.abs(expected).max()
     assert error < 1e-4  # subtracting float32 outputs errs by more than the difference itself
+
+
+def test_pairs_of_one_batch_are_evaluated_each_as_it_needs(key):
+    """By subtraction where the gap is large; a small one beside it loses no digit."""
+    network = networks.dense((32, 32, 32, 32))
+    x = np.abs(np.random.default_rng(0).normal(size=(32, 10))).astype(np.float32)
+    params, masks = pair(network, key)
+    removed = gaps.removed_part(params, masks)
+    tiny = jnp.zeros((32, 32), bool).at[5].set(True)  # the row that goes is 1e-7 of the others
+    small = (params[0], params[1] * jnp.where(tiny, 1e-7, 1.0), params[2])
+    none, second = jnp.ones((32, 32), bool), ~tiny
+    broken = (params[0].at[1, 2].set(jnp.nan), *params[1:])
+    pairs = [
+        (params, masks),
+        (small, (none, second, none)),
+        (params, (none, none, none)),
+        (broken, masks),
+    ]
+    weights, parts = (
+        tuple(jnp.stack(w) for w in zip(*each, strict=True))
+        for each in ([p for p, _ in pairs], [gaps.removed_part(*p) for p in pairs])
+    )
+    evaluated = lambda w, p: evaluate_shared(network, w, p, x)
+    _, d = jax.jit(jax.vmap(evaluated))(weights, parts)
+    for i in (0, 1, 2):
+        exact = difference64(network, pairs[i][0], pairs[i][1], x.T)
+        error = np.abs(np.asarray(d[i].T, np.float64) - exact).max()
+        assert error <= 1e-5 * np.abs(exact).max()
+    assert np.isnan(d[3]).any() and not np.isnan(d[:3]).any()
+    np.testing.assert_allclose(evaluated(params, removed)[1], d[0], rtol=1e-3, atol=1e-5)
 
 
 SHAPES = [(1, 1), (8, 8), (64, 64), (256, 256), (16, 128), (128, 16), (1, 50), (50, 1)]
@@ -312,7 +345,7 @@ def test_pruned_norms_follow_the_square_root_and_the_power_three_halves(key):
     q = 0.1
     level = jnp.int32(round(q * w.size))
     for method, expected in ((pruning.random, q**0.5), (pruning.magnitude, q**1.5)):
-        mask = np.asarray(method.mask(jax.random.fold_in(key, 1), w, level))
+        mask = np.asarray(method.mask(jax.random.bits(key, (2, 512, 512))[1], w, level))
         ratio = np.linalg.norm(np.where(mask, 0, w), 2) / np.linalg.norm(w, 2)
         assert ratio == pytest.approx(expected, rel=0.04)
 

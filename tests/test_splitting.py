@@ -403,15 +403,14 @@ def test_nothing_removed_never_fails():
     assert found.p == found.low == 0 and found.doubts == (EXTINCT,)
 
 
-def test_scores_are_those_of_the_pair_however_they_are_batched(monkeypatch):
+def test_scores_are_those_of_the_pair_however_they_are_batched():
     end = "upper"  # its float64 arithmetic has to survive every way of batching
     run = prepared(networks.dense((3, 2)), laws.uniform(), pruning.bernoulli, Fraction(0.3))
     rng = lambda: np.random.default_rng(0)
     one = rare.problem(run, end, 3)
     particles = one.sample(rng(), 9)
     scores = one.score(particles)
-    monkeypatch.setattr(rare.memory, "block_size", lambda *args: 3)
-    two = rare.problem(run, end, 3)
+    two = rare.problem(run._replace(chunk=3), end, 3)
     for a, b in zip(particles, two.sample(rng(), 9), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(two.score(particles), scores, rtol=1e-5)

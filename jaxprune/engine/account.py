@@ -122,8 +122,8 @@ def layer_account(
     switched = [i for i, chosen in enumerate(run.design.pruned) if chosen]
     switched = tuple(switched if order == "forward" else reversed(switched))
     blocks = []
-    for start in range(0, run.trials, run.block):
-        block = _account_block(run.design, switched, run.numbers, *words(start, run.block))
+    for start in range(0, run.trials, run.chunk):
+        block = _account_block(run.design, switched, run.numbers, *words(start, run.chunk))
         blocks.append(jax.tree.map(np.asarray, block))
     accounts = Account(*(np.concatenate(f)[: run.trials] for f in zip(*blocks, strict=True)))
     names = network.names

@@ -9,8 +9,12 @@ from jaxprune.engine.trial import Design
 from jaxprune.gaps import LinfBall, frequencies, shared_torus
 from jaxprune.networks import Conv, Network
 
-CPU_BLOCK_BYTES = 16 * 2**20
-"""Past a few times the caches, a larger block only costs page faults on a CPU."""
+CPU_CHUNK_BYTES = {"rows": 4 * 2**20, "ball": 16 * 2**20}
+"""Past the caches, more trials at once only cost page faults on a CPU; a bracket over a ball is a
+long sequence of small products, and gains by more trials at once."""
+
+BLOCK_BYTES = 2**28
+"""What the chunks of a block of trials over rows write in turn: some hundredths of a second."""
 
 MAX_BLOCK = 4096
 _FLOAT = 4
@@ -80,15 +84,27 @@ def check(design: Design, inputs: int, device: jax.Device, targets: int = 0) -> 
         )
 
 
-def in_flight(design: Design, inputs: int, block: int, device: jax.Device) -> int:
+def in_flight(design: Design, inputs: int, chunk: int, device: jax.Device) -> int:
     """How many blocks run at once: one a core, two on an accelerator, as far as memory goes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     wanted = max(2, cores) if device.platform == "cpu" else 2
-    return max(1, min(wanted, device_bytes(device) // (block * trial_bytes(design, inputs))))
+    return max(1, min(wanted, device_bytes(device) // (chunk * trial_bytes(design, inputs))))
 
 
-def block_size(design: Design, inputs: int, device: jax.Device) -> int:
-    """The largest power of two of trials within the device's budget, at least 1."""
-    budget = CPU_BLOCK_BYTES if device.platform == "cpu" else device_bytes(device) // 4
+def chunk_size(design: Design, inputs: int, device: jax.Device) -> int:
+    """Trials in memory at once: the most within the device's budget; a power of two, at least 1."""
+    if device.platform == "cpu":
+        budget = CPU_CHUNK_BYTES["ball" if design.ball else "rows"]
+    else:
+        budget = device_bytes(device) // 4
+    return _fitting(design, inputs, budget)
+
+
+def block_size(design: Design, inputs: int, chunk: int) -> int:
+    """Trials over rows in one call, chunk by chunk; a power of two, at least the chunk."""
+    return max(chunk, _fitting(design, inputs, BLOCK_BYTES))
+
+
+def _fitting(design, inputs, budget):
     fitting = max(1, min(MAX_BLOCK, budget // trial_bytes(design, inputs)))
     return 2 ** int(math.log2(fitting))

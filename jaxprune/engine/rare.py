@@ -120,8 +120,7 @@ def problem(run: Run, end: str = "lower", multiple: int = 1) -> Problem:
       multiple: populations are padded to multiples of it, lest each size be compiled.
     """
     design, numbers = run.design, run.numbers
-    # Particles at once; the rest of a population follows in the same program.
-    block = memory.block_size(design, _inputs(run), jax.devices()[0])
+    block = run.chunk  # particles at once; the rest of a population follows in the same program
     tree = _structure(design)
 
     def words(rng):
@@ -190,7 +189,7 @@ def draw(design: Design, numbers: Numbers, key: Key) -> State:
     def chance(i, pruned, shape):
         mine = _of(key, keys.MASK, i)
         if pruned and design.pruning is random:
-            return ~random.mask(mine, latents[i], numbers.levels[i])
+            return ~random.mask(random_bits(mine, shape), latents[i], numbers.levels[i])
         return _normal(mine, shape) if pruned and design.pruning is bernoulli else None
 
     layers = enumerate(zip(design.pruned, design.network.weight_shapes, strict=True))
@@ -218,7 +217,7 @@ def move_one(design: Design, numbers: Numbers, key: Key, scale: jax.Array, state
         most = jnp.minimum(most, least)
         count, priorities = jax.random.split(_of(key, keys.MASK, i))
         count = jax.random.randint(count, (), 0, most + 1)
-        return swap(c, coins(priorities, c.shape), count)
+        return swap(c, coins(random_bits(priorities, c.shape)), count)
 
     return State(
         tuple(step(keys.WEIGHTS, i, z) for i, z in enumerate(state.latents)),

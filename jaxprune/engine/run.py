@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from jaxprune import networks, validation
+from jaxprune import bits, networks, validation
 from jaxprune.engine import keys, memory
 from jaxprune.engine.tally import Tally
 from jaxprune.engine.trial import Design, Numbers, Trial, draw_pair, measure_pair
@@ -27,12 +27,22 @@ from jaxprune.types import Params
 
 
 class Run(NamedTuple):
-    """A simulation made ready: what is compiled, its numbers, and how it is cut into blocks."""
+    """A simulation made ready.
+
+    Attributes:
+      design: what is compiled.
+      numbers: what is not.
+      trials: how many.
+      block: trials of one call.
+      chunk: those of a block that lie in memory at once.
+      in_flight: blocks that run at once.
+    """
 
     design: Design
     numbers: Numbers
     trials: int
     block: int
+    chunk: int
     in_flight: int
 
 
@@ -44,6 +54,15 @@ def _draw_block(design, numbers, high, low):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measure_block(network, ball, pairs, rows, labelled):
     return jax.vmap(lambda pair: measure_pair(network, ball, pair, rows, labelled))(pairs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _block_over_rows(design, chunk, numbers, high, low):
+    def one(trial):
+        pair = draw_pair(design, numbers, trial)
+        return measure_pair(design.network, None, pair, numbers.rows, numbers.labelled)
+
+    return jax.lax.map(one, (high, low), batch_size=chunk)
 
 
 def _compiler_options():
@@ -62,16 +81,22 @@ _programs_lock = threading.Lock()
 class Block(NamedTuple):
     """The compiled programs of a run's blocks.
 
+    Over a ball the bracket takes most of the time to compile, and laws and pruning methods share
+    its program. Over given rows one program does all: a trial is so short that its weights are not
+    to leave the caches, and many share the time that a call takes.
+
     Attributes:
-      draw: samples and prunes: `(numbers, high, low) -> Pair`.
-      measure: brackets the gaps: `(Pair, rows, labelled) -> Trial`. It takes most of the time to
-        compile, and laws and pruning methods share it.
+      draw: samples and prunes: `(numbers, high, low) -> Pair`; None over rows.
+      measure: brackets the gaps: `(Pair, rows, labelled) -> Trial`; over rows the whole block,
+        `(numbers, high, low) -> Trial`.
     """
 
-    draw: jax.stages.Compiled
+    draw: jax.stages.Compiled | None
     measure: jax.stages.Compiled
 
     def __call__(self, numbers: Numbers, high: np.ndarray, low: np.ndarray) -> Trial:
+        if self.draw is None:
+            return self.measure(numbers, high, low)
         pairs = self.draw(_to_draw(numbers), high, low)
         return self.measure(pairs, numbers.rows, numbers.labelled)
 
@@ -85,8 +110,11 @@ def compiled_block(run: Run) -> Block:
 
     Threads may ask for the same program at once: it is compiled once, the others wait.
     """
-    design, numbers = dataclasses.replace(run.design, ball=None), _to_draw(run.numbers)
     word = jax.ShapeDtypeStruct((run.block,), jnp.uint32)
+    if run.design.ball is None:
+        whole = run.design, min(run.chunk, run.block), run.numbers, word, word
+        return Block(None, _compiled(_block_over_rows, 2, *whole))
+    design, numbers = dataclasses.replace(run.design, ball=None), _to_draw(run.numbers)
     drawn = design, numbers, word, word
     pairs = _draw_block.eval_shape(*drawn)
     measured = design.network, run.design.ball, pairs, run.numbers.rows, run.numbers.labelled
@@ -127,6 +155,7 @@ def prepare(
     domain: UnitBall | LinfBall | np.ndarray | None = None,
     labelled: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
+    stream: str = bits.STANDARD,
     block: int | None = None,
 ) -> Run:
     """Checks a simulation's arguments and sizes its blocks; `simulate` documents them."""
@@ -146,7 +175,8 @@ def prepare(
     domain = UnitBall() if domain is None else domain
     ball = domain if isinstance(domain, UnitBall | LinfBall) else None
     law = targets if isinstance(targets, Law) else None
-    design = Design(network, law.family if law else None, pruning, pruned, ball)
+    validation.choice("stream", stream, bits.STREAMS)
+    design = Design(network, law.family if law else None, pruning, pruned, ball, stream)
     rows = None if ball else _inputs("domain", domain, network)
     inputs = ball.samples if ball else len(rows)
     if labelled is not None:
@@ -162,10 +192,15 @@ def prepare(
         rows=None if rows is None else jnp.asarray(rows),
         labelled=labelled,
     )
+    chunk = memory.chunk_size(design, inputs, device)
     if block is None:
-        block = memory.block_size(design, inputs, device)
-    block = min(validation.integer("block", block, 1, 2**24), trials)
-    return Run(design, numbers, trials, block, memory.in_flight(design, inputs, block, device))
+        block = chunk if ball else memory.block_size(design, inputs, chunk)
+        # No more than needed, but whole chunks: a rest would be a program of its own.
+        block = min(block, -(-trials // chunk) * chunk) if not ball else min(block, trials)
+    block = validation.integer("block", block, 1, 2**24)
+    chunk = block if ball else min(chunk, block)
+    in_flight = memory.in_flight(design, inputs, chunk, device)
+    return Run(design, numbers, trials, block, chunk, in_flight)
 
 
 def simulate(
@@ -180,6 +215,7 @@ def simulate(
     domain: UnitBall | LinfBall | np.ndarray | None = None,
     labelled: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
+    stream: str = bits.STANDARD,
     block: int | None = None,
     until: Callable[[Tally], bool] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -199,6 +235,8 @@ def simulate(
         taken.
       labelled: `((m, *in_shape), (m,))` inputs and classes on which accuracy is counted.
       seed: from 0 to 2^32 - 1.
+      stream: of random bits; "threefry-20" has those of `jax.random`, "threefry-13" is faster.
+        Each is a stream of its own: the same seed gives other weights and masks.
       block: trials in one compiled program; by default from a memory budget. Gaps agree between
         blocks to the guard band, weights and masks to the bit.
       until: called after each block with the tally so far, which is of the first trials without a
@@ -221,6 +259,7 @@ def simulate(
         domain=domain,
         labelled=labelled,
         seed=seed,
+        stream=stream,
         block=block,
     )
     return tally_run(run, eps, progress, until)

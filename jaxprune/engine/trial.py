@@ -39,6 +39,7 @@ class Design:
       pruning: the method.
       pruned: one Boolean a layer.
       ball: over which the gap is bracketed; None if it is taken over given rows.
+      stream: of the random bits of weights and masks, see `bits.STREAMS`.
     """
 
     network: Network
@@ -46,6 +47,7 @@ class Design:
     pruning: Pruning
     pruned: tuple[bool, ...]
     ball: Ball | None
+    stream: str
 
 
 class Numbers(NamedTuple):
@@ -116,7 +118,7 @@ def target(design: Design, numbers: Numbers, trial: TrialId, layer_keys: Key) ->
         laws.sample(
             design.family,
             numbers.scales[i],
-            random_bits(layer_keys[i], shape),
+            random_bits(layer_keys[i], shape, design.stream),
         )
         for i, shape in enumerate(design.network.weight_shapes)
     )
@@ -126,10 +128,13 @@ def masks(
     design: Design, numbers: Numbers, params: Params, layer_keys: Key
 ) -> tuple[jax.Array | None, ...]:
     """One mask a layer, True where a weight is kept; None for a layer that is left alone."""
-    return tuple(
-        design.pruning.mask(layer_keys[i], w, numbers.levels[i]) if pruned else None
-        for i, (w, pruned) in enumerate(zip(params, design.pruned, strict=True))
-    )
+
+    def mask(i, w):
+        bits = random_bits(layer_keys[i], w.shape, design.stream)
+        return design.pruning.mask(bits, w, numbers.levels[i])
+
+    layers = enumerate(zip(params, design.pruned, strict=True))
+    return tuple(mask(i, w) if pruned else None for i, (w, pruned) in layers)
 
 
 def draw_pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:

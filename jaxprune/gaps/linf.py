@@ -10,7 +10,7 @@ import numpy as np
 from jaxprune import validation
 from jaxprune.bits import random_bits
 from jaxprune.gaps.climb import climb, scaled, stateless
-from jaxprune.gaps.difference import Removed, difference
+from jaxprune.gaps.difference import Removed, difference, evaluate
 from jaxprune.gaps.intervals import interval_bounds
 from jaxprune.gaps.lengths import largest, lengths, per_column
 from jaxprune.gaps.rows import Measurement, measured
@@ -84,7 +84,7 @@ def measure_linf_ball(
 
     bits = random_bits(key, (domain.samples, *network.in_shape))
     x = jnp.moveaxis(jnp.where(bits >> 31 == 0, radius, -radius), 0, -1)
-    differences = at(x)
+    outputs, differences = evaluate(network, params, removed, x)
     _, starts = jax.lax.top_k(length(differences), domain.starts)
 
     def to_vertex(x, g):
@@ -94,4 +94,4 @@ def measure_linf_ball(
 
     values, _ = climb(at, length, direction, stateless(to_vertex), x[..., starts], domain.steps)
     upper = getattr(interval_bounds(network, params, removed, domain.radius), domain.output)
-    return measured(Gap(largest(values), upper), differences, network(params, x), length)
+    return measured(Gap(largest(values), upper), differences, outputs, length)

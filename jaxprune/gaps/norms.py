@@ -144,12 +144,18 @@ def eigenvalue_bound(q: jax.Array) -> jax.Array:
     NaN or infinite if an entry is.
     """
     n = q.shape[-1]
-    guess = jnp.max(eigenvalue_estimate(q, 24)) * np.array(GUESSES)
-    factors = cholesky(guess[:, None, None, None] * identity(q[None]) - q[None])
-    proved = jnp.all(jnp.isfinite(factors), axis=(1, 2, 3)) & (guess > 0)
+    guesses = jnp.max(eigenvalue_estimate(q, 24)) * np.array(GUESSES)
+
+    def prove(state):
+        i, _ = state
+        factors = cholesky(guesses[i] * identity(q) - q)
+        proved = jnp.all(jnp.isfinite(factors)) & (guesses[i] > 0)
+        return i + 1, jnp.where(proved, guesses[i], jnp.inf)
+
+    unproved = lambda state: (state[0] < len(GUESSES)) & jnp.isinf(state[1])
+    _, least = jax.lax.while_loop(unproved, prove, (jnp.int32(0), jnp.float64(jnp.inf)))
     size = frobenius(q)
     size = jnp.where(jnp.all(jnp.isfinite(size)), jnp.max(size), jnp.nan)
-    least = jnp.min(jnp.where(proved, guess, jnp.inf))
     least = least * (1.0 + n * growth(n)) + _TINY
     return jnp.where(jnp.isfinite(least), jnp.minimum(least, size), size)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.gaps.difference import Removed, difference
+from jaxprune.gaps.difference import Removed, evaluate_shared
 from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Params
@@ -66,9 +66,9 @@ def measure_rows(
 ) -> Measurement:
     """`max ||F - f||` over the rows `(n, *in_shape)`: both ends of the bracket are that number."""
     x = jnp.moveaxis(rows, 0, -1)
-    differences = difference(network, params, removed, x)
+    outputs, differences = evaluate_shared(network, params, removed, x)
     gap = largest(lengths(differences))
-    return measured(Gap(gap, gap), differences, network(params, x))
+    return measured(Gap(gap, gap), differences, outputs)
 
 
 # Scaled by the largest value, lest sums and squares underflow or overflow.

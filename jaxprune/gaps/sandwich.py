@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxprune import inputs, validation
 from jaxprune.gaps.ascent import ascend
-from jaxprune.gaps.difference import Removed, difference
+from jaxprune.gaps.difference import Removed, evaluate
 from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.gaps.multipliers import multiplier_bound
 from jaxprune.gaps.rows import Measurement, measured
@@ -46,9 +46,9 @@ def measure_ball(
     upper end is a theorem in floating point (`multiplier_bound`).
     """
     x = inputs.sphere(key, domain.samples, network.in_shape)
-    differences = difference(network, params, removed, x)
+    outputs, differences = evaluate(network, params, removed, x)
     values = lengths(differences)
     found, _ = ascend(network, params, removed, x, values, domain.starts, domain.steps)
     lower = largest(jnp.append(found, largest(values)))
     upper = multiplier_bound(network, params, removed)
-    return measured(Gap(lower, upper), differences, network(params, x))
+    return measured(Gap(lower, upper), differences, outputs)

@@ -82,7 +82,9 @@ def tune(form: jax.Array, stages: Sequence[Stage]) -> list[jax.Array]:
             lower = norms.cholesky(norms.identity(q) - in_units(q, units))
             m = units[None, :, None] * m
             y = norms.solve_lower(lower, 0.5 * (1.0 + stage.slope) * m)
-            q = norms.adjoint(y) @ y - stage.slope * (norms.adjoint(m) @ m)
+            q = norms.adjoint(y) @ y
+            if stage.slope > 0:
+                q = q - stage.slope * (norms.adjoint(m) @ m)
             factors.append((lower, y, m, units))
         x, better = _worst(q / level(q)), []
         for stage, (lower, y, m, units) in zip(reversed(stages), reversed(factors), strict=True):

@@ -7,7 +7,6 @@ import jax
 
 from jaxprune.laws import Family
 from jaxprune.pruning.amounts import Amount
-from jaxprune.types import Key
 
 
 @dataclass(frozen=True)
@@ -18,8 +17,8 @@ class Pruning:
       name: what the field calls it.
       level: `(amount, size) -> int`; the amount as the one whole number that `mask` takes, so
         that every amount runs the same compiled program.
-      mask: `(key, w, level) -> bool` of w's shape, True where a weight is kept; deterministic
-        methods ignore the key.
+      mask: `(bits, w, level) -> bool` of w's shape, True where a weight is kept; bits are random
+        uint32 of that shape, which deterministic methods ignore.
       removed: `(amount, size)`; the number of weights removed, expected if it is random.
       kept_energy: `(family, sparsity) -> E[w^2 mask] / E w^2`, which is all that the gap of an
         infinitely wide network depends on.
@@ -27,7 +26,7 @@ class Pruning:
 
     name: str
     level: Callable[[Amount, int], int]
-    mask: Callable[[Key, jax.Array, jax.Array], jax.Array]
+    mask: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     removed: Callable[[Amount, int], float]
     kept_energy: Callable[[Family, float], float]
 

@@ -4,7 +4,7 @@ from jaxprune.pruning.base import Pruning, exact_count
 from jaxprune.pruning.selection import magnitude_keys, smallest
 
 
-def _magnitude_mask(key, w, level):
+def _magnitude_mask(bits, w, level):
     return ~smallest(magnitude_keys(w), level, floats=True)
 
 

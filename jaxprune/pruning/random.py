@@ -1,35 +1,30 @@
 """Random pruning: a uniformly random subset of given size, or one coin a weight."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
-from jaxprune.bits import random_bits
 from jaxprune.pruning.base import Pruning, exact_count
 from jaxprune.pruning.selection import smallest
-from jaxprune.types import Key
 
 COIN_BITS = 30  # the level of a certain removal, 2^30, still fits int32
 
 
-def coins(key: Key, shape: Sequence[int]) -> jax.Array:
-    """int32 of a shape, uniform on [0, 2^30)."""
-    bits = random_bits(key, shape)
+def coins(bits: jax.Array) -> jax.Array:
+    """int32 uniform on [0, 2^30) from random uint32."""
     return (bits >> (32 - COIN_BITS)).astype(jnp.int32)
 
 
-def _random_mask(key, w, level):
+def _random_mask(bits, w, level):
     # Equal coins at the threshold fall to the lower index: a bias below D / 2^30.
-    return ~smallest(coins(key, w.shape), level)
+    return ~smallest(coins(bits), level)
 
 
 def _bernoulli_level(amount, size):
     return round(amount.rate(size) * 2**COIN_BITS)
 
 
-def _bernoulli_mask(key, w, level):
-    return coins(key, w.shape) >= level
+def _bernoulli_mask(bits, w, level):
+    return coins(bits) >= level
 
 
 def _kept_energy(family, sparsity):

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jaxprune import activations, bounds, laws, networks, pruning, validation
+from jaxprune import activations, bits, bounds, laws, networks, pruning, validation
 from jaxprune.engine import keys
 from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.laws import Law
@@ -41,6 +41,7 @@ PLAN_KEYS = {
     "until_decided": "true: a simulation ends once its claims are decided; trials are its budget",
     "correction": "for the number of claims: holm, no verdict is wrong; or, with until_decided, "
     "e-bh, few of the verdicts are wrong: a share of 1 - confidence in the mean (holm)",
+    "stream": "of random bits: threefry-20, jax.random's, or threefry-13, faster (threefry-20)",
     "runs": "for how many seeds the plan is; they share 1 - confidence (1)",
     "experiment": "tables, one for every combination of the lists in it, with the keys below",
 }
@@ -136,6 +137,7 @@ class Plan:
       confidence: of every limit and of the verdicts together.
       until_decided: whether a case's sampling ends once its claims are decided.
       correction: `statistics.HOLM` or `statistics.E_BH`.
+      stream: of random bits, of `bits.STREAMS`.
       runs: for how many seeds the plan is.
       cases: in the order of the report.
       source: the plan as plain data, with the command line's values and defaults filled in.
@@ -147,6 +149,7 @@ class Plan:
     confidence: float
     until_decided: bool
     correction: str
+    stream: str
     runs: int
     cases: tuple[Case, ...]
     source: Mapping[str, Any]
@@ -227,6 +230,7 @@ def parse(
     correction = validation.choice("correction", source.get("correction", HOLM), CORRECTIONS)
     if correction == E_BH and not until_decided:
         raise ValueError(f"correction = {correction!r}: needs until_decided = true")
+    stream = validation.choice("stream", source.get("stream", bits.STANDARD), bits.STREAMS)
     runs = validation.integer("runs", source.get("runs", 1), 1, 1000)
     default_trials = validation.integer("trials", source.get("trials", 1000), 1, keys.MAX_TRIALS)
     cases = []
@@ -239,9 +243,19 @@ def parse(
             raise ValueError(f"experiment {i}: the plan has more than {MAX_CASES} cases")
     title = _text("title", source.get("title", "Untitled plan"))
     source |= {"title": title, "seed": seed, "delta": delta, "confidence": confidence}
-    source |= {"until_decided": until_decided, "correction": correction, "runs": runs}
+    source |= {"until_decided": until_decided, "correction": correction}
+    source |= {"stream": stream, "runs": runs}
     return Plan(
-        title, seed, delta, confidence, until_decided, correction, runs, tuple(cases), source
+        title,
+        seed,
+        delta,
+        confidence,
+        until_decided,
+        correction,
+        stream,
+        runs,
+        tuple(cases),
+        source,
     )
 
 

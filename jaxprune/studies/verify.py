@@ -177,6 +177,7 @@ def _prepare(case: Case, plan: Plan, trained_targets: dict[tuple, Params]) -> en
         domain=domain,
         labelled=labelled,
         seed=plan.seed,
+        stream=plan.stream,
     )
     return run._replace(block=min(run.block, LOOK)) if plan.until_decided else run
 
