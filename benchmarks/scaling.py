@@ -44,12 +44,13 @@ import time
 from collections.abc import Sequence
 
 import command
+import jax
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from scaling_tasks import DEPTH, WIDTH, Row, fresh
-from trials_per_second import headline, machine
+from throughput_report import headline, machine
 
 from jaxprune import validation
 
@@ -265,8 +266,8 @@ def check(args) -> None:
 
 def run(args) -> list[Row]:
     """Every row, printed; in the order of `MEASUREMENTS`."""
-    facts = machine()
-    console.print(headline(facts), highlight=False)
+    facts = machine({"engine": jax.devices()[0].platform})
+    console.print(headline(facts, {}), highlight=False)
     rows = [{"what": "machine"} | facts]
     for what, measure in MEASUREMENTS.items():
         if what in args.what:

@@ -97,21 +97,17 @@ def compiled(domain: str, width: int, depth: int) -> Row:
 
 def programs() -> Row:
     """How many programs the cases of one shape need."""
-    made, cases = (
-        [],
-        list(
-            itertools.product(
-                (jp.uniform(1.0), jp.uniform(2.0), jp.normal(1.0)),
-                METHODS.values(),
-                (jp.Fraction(0.1), jp.Sublinear(0.25), jp.Count(7)),
-            )
-        ),
+    several = (
+        (jp.uniform(1.0), jp.uniform(2.0), jp.normal(1.0)),
+        METHODS.values(),
+        (jp.Fraction(0.1), jp.Sublinear(0.25), jp.Count(7)),
     )
+    made, cases = [], list(itertools.product(*several))
 
     def compile_all():
-        network, rows = jp.dense((WIDTH,) * (DEPTH + 1)), np.eye(WIDTH, dtype=np.float32)
+        network = jp.dense((WIDTH,) * (DEPTH + 1))
         for case in cases:
-            made.append(engine.compiled_block(engine.prepare(network, *case, domain=rows)))
+            made.append(engine.compiled_block(engine.prepare(network, *case)))
 
     seconds = timed(compile_all)
     draw, measure = (len({id(program) for program in kind}) for kind in zip(*made, strict=True))

@@ -56,6 +56,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import command
 import throughput_report as report
 from peers import KINDS, PRUNINGS, SAMPLES, Workload
 from rich.console import Console
@@ -190,11 +191,6 @@ def working(names: list[str], cores: list[int]) -> Iterator[dict[tuple[str, int]
 # --- the command ---------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def _number(read, name, low, high):
     """An argparse type that reports one clear line."""
 
@@ -223,7 +219,7 @@ def _new_file(text):
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    made = _Parser(prog="throughput", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    made = command.Parser(prog="throughput", description=__doc__.partition("\n")[0])
     listed = lambda name, allowed, text: made.add_argument(
         name, choices=allowed, nargs="+", default=list(allowed), help=text
     )

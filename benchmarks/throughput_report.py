@@ -55,8 +55,7 @@ def headline(facts: dict, limits: dict[int, dict[str, float]]) -> str:
     lines = [f"{facts['cpu']}, {facts['cores']} cores{load}"]
     lines.append(", ".join(f"{k} {facts[k]}" for k in ("python", *PACKAGES) if facts[k]))
     if set(facts["devices"].values()) != {"cpu"}:
-        places = ", ".join(f"{name} on {place}" for name, place in facts["devices"].items())
-        lines.append(f"Ratios compare machines: {places}")
+        lines.append(", ".join(f"{name} on {place}" for name, place in facts["devices"].items()))
     for k, found in limits.items():
         lines.append(
             f"limits, {_cores(k)}: float32 products {found['square_product_flops'] / 1e9:.0f} "

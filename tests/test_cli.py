@@ -3,10 +3,12 @@
 import io
 import json
 
+import jax
 import pytest
 from rich.console import Console
 
 from jaxprune import cli
+from jaxprune.cli import common
 from jaxprune.report import frontier as frontier_words
 from jaxprune.report import threshold as threshold_words
 
@@ -30,6 +32,37 @@ def command(request, tmp_path_factory):
         assert cli.main([name, *SHARED, *COMMANDS[name], *outputs]) == 0
         text.seek(0)
         return name, folder, text.read()
+
+
+def test_threshold_picks_its_own_epsilons(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["threshold", *SHARED, "--delta", "0.3", "--deltas", "0.3", "--out", "o"]) == 0
+    plan = json.loads((tmp_path / "o" / "result.json").read_text("utf-8"))["plan"]
+    assert plan["eps_source"] == "pilot" and len(plan["eps"]) == 8
+    assert plan["eps"] == sorted(plan["eps"]) and plan["eps"][0] > 0
+
+
+def test_programs_are_kept_unless_jax_is_told_otherwise(tmp_path, monkeypatch):
+    set_before = jax.config.jax_compilation_cache_dir
+    try:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        common.keep_programs()  # the suite's own cache stays
+        assert jax.config.jax_compilation_cache_dir == set_before
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv(common.CACHE, "")
+        common.keep_programs()
+        assert jax.config.jax_compilation_cache_dir is None
+        monkeypatch.delenv(common.CACHE)
+        common.keep_programs()
+        (folder,) = (tmp_path / "jaxprune").iterdir()
+        assert jax.config.jax_compilation_cache_dir == str(folder)
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "beneath"))
+        (tmp_path / "file").write_text("")
+        common.keep_programs()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", set_before)
 
 
 def test_a_command_prints_tables_and_writes_numbers_and_a_plot(command):

@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status, as listed in the README."""
     args = parser().parse_args(argv)
+    common.keep_programs()
     try:
         return args.run(args)
     except KeyboardInterrupt:

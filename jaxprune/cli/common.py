@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import hashlib
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,6 +25,8 @@ ENVIRONMENT = 3
 BROKEN_INVARIANT = 4
 INTERRUPTED = 130
 
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
 Result = dict[str, Any]
 
 
@@ -30,6 +35,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in the user's cache folder, by kind of processor.
+
+    JAX's own setting, `JAX_COMPILATION_CACHE_DIR`, goes before; empty, it turns this off.
+    """
+    if CACHE in os.environ or jax.config.jax_compilation_cache_dir:
+        return
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    kind = platform.machine() + platform.processor() + features
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "jaxprune" / hashlib.sha256(kind.encode()).hexdigest()[:16]
+    with contextlib.suppress(OSError):  # no folder, no cache
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def add_outputs(command: argparse.ArgumentParser, name: str) -> None:

@@ -212,12 +212,13 @@ def _check_removes(asked: Setting, amount: Amount) -> None:
 def _pilot(asked: Setting, amount: Amount, delta: float) -> tuple[float, ...]:
     """Epsilons from the 1 - delta quantile of the largest width's lower ends to the least's upper.
 
-    The pilot's seed is another, so its trials are independent of those that judge.
+    The pilot's seed is another, so its trials are independent of those that judge. Nothing is
+    judged at the epsilon that its tally has to be given.
     """
     other = dataclasses.replace(asked, seed=asked.seed ^ 0x80000000)
     least, largest = (
         engine.tally_run(
-            other.prepare(network, amount)._replace(trials=PILOT_TRIALS), []
+            other.prepare(network, amount)._replace(trials=PILOT_TRIALS), [1.0]
         ).gap_quantile(1.0 - delta)
         for network in (asked.networks[0], asked.networks[-1])
     )
