@@ -39,7 +39,8 @@ bound's float64.
 
 "floor" is the engine's rate as a share of the rate that the machine's limits allow, measured in the
 same run on the same cores (`limits.py`): the 6 products of F and f at the best rate of any shape
-tried, and one random word a weight. Selection by magnitude is not counted.
+tried, and one random word a weight; for `trial` the upper bound's matrix calls too, one by one.
+Selection by magnitude and the ascent are not counted.
 
 On an accelerator engine, jax and torch run there and NumPy on the host: that ratio then compares
 machines too.
@@ -84,8 +85,8 @@ class Row:
       medians: by candidate, those of the check.
       rates: by candidate, trials a second by the clock.
       cpu_rates: the same by processor time.
-      products: measured operations a second at the workload's shapes.
-      floor: trials a second that the limits allow, or None.
+      limits: measured at the workload's shapes, see `limits.of`.
+      floor: trials a second that the limits allow.
     """
 
     workload: Workload
@@ -94,8 +95,8 @@ class Row:
     medians: dict[str, dict[str, float]]
     rates: dict[str, list[float]]
     cpu_rates: dict[str, list[float]]
-    products: dict[str, float]
-    floor: float | None
+    limits: dict[str, float]
+    floor: float
 
 
 # --- timing --------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def measure(
                 medians={name: first[name, cores]["medians"] for name in names},
                 rates={name: _rates(answers[name, cores], "wall") for name in names},
                 cpu_rates={name: _rates(answers[name, cores], "cpu") for name in names},
-                products=found,
+                limits=found,
                 floor=floor,
             )
         )

@@ -54,7 +54,9 @@ def headline(facts: dict, limits: dict[int, dict[str, float]]) -> str:
     load = "" if facts["load"] is None else f", load {facts['load']:g} at the start"
     lines = [f"{facts['cpu']}, {facts['cores']} cores{load}"]
     lines.append(", ".join(f"{k} {facts[k]}" for k in ("python", *PACKAGES) if facts[k]))
-    if set(facts["devices"].values()) != {"cpu"}:
+    if set(facts["devices"].values()) == {"cpu"}:
+        lines.append("no accelerator at hand: everything runs on the CPU")
+    else:
         lines.append(", ".join(f"{name} on {place}" for name, place in facts["devices"].items()))
     for k, found in limits.items():
         lines.append(
@@ -86,9 +88,9 @@ def _paired(ours, theirs):
     return float(np.median(np.divide(ours, theirs)))
 
 
-def of_floor(row) -> float | None:
+def of_floor(row) -> float:
     """The engine's share of the rate that the limits allow."""
-    return row.floor and float(np.median(row.rates["engine"])) / row.floor
+    return float(np.median(row.rates["engine"])) / row.floor
 
 
 def figures(row) -> dict:
@@ -116,7 +118,7 @@ def tables(rows: list) -> list[Table]:
             str(work.inputs),
             *(_rate(row.rates[name]) for name in ("engine", *peers)),
             f"{ratio(row):.2f} {best_peer(row)}" if peers else "-",
-            "-" if row.floor is None else f"{100 * of_floor(row):.0f} %",
+            f"{100 * of_floor(row):.0f} %",
             f"{row.prepared['engine']['seconds']:.1f} s",
         )
     return list(made.values())

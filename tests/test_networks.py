@@ -38,6 +38,21 @@ def test_convolution(padding, stride, kernel):
     np.testing.assert_allclose(y, brute_force_convolution(layer, w, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", networks.PADDINGS)
+def test_many_kernels_and_images_at_once_are_those_of_lax(padding):
+    """A trial's kernels with all images as columns, under vmap over trials."""
+    rng = np.random.default_rng(0)
+    layer = Conv(3, 4, 3, (8, 8), 1, padding)
+    w = rng.normal(size=(5, *layer.weight_shape)).astype(np.float32)
+    x = rng.normal(size=(6, 3, 8, 8)).astype(np.float32)
+    ours = jax.jit(jax.vmap(layer, (0, None)))(w, np.moveaxis(x, 0, -1))
+    pads = [layer.pads] * 2
+    if padding == "CIRCULAR":
+        x, pads = np.pad(x, ((0, 0), (0, 0), *pads), mode="wrap"), [(0, 0)] * 2
+    lax = jax.vmap(lambda w: jax.lax.conv_general_dilated(x, w, (1, 1), pads))(w)
+    np.testing.assert_allclose(jnp.moveaxis(ours, -1, 1), lax, rtol=1e-5, atol=1e-4)
+
+
 def test_forward_of_a_dense_network():
     rng = np.random.default_rng(0)
     network = networks.dense((4, 5, 3, 2), activations.leaky_relu(0.1))
@@ -47,8 +62,11 @@ def test_forward_of_a_dense_network():
     for w in ws[:-1]:
         a = w @ h
         h = np.where(a > 0, a, 0.1 * a)
-    y = network(tuple(jnp.float32(w) for w in ws), jnp.float32(x))
-    np.testing.assert_allclose(y, ws[-1] @ h, rtol=1e-5)
+    params = tuple(jnp.float32(w) for w in ws)
+    np.testing.assert_allclose(network(params, jnp.float32(x)), ws[-1] @ h, rtol=1e-5)
+    columns = network(params, jnp.float32(np.stack([x, -x, 2 * x], axis=1)))
+    assert columns.shape == (2, 3)
+    np.testing.assert_allclose(columns[:, 0], ws[-1] @ h, rtol=1e-5)
 
 
 def test_a_readout_flattens_the_last_image():
@@ -59,6 +77,7 @@ def test_a_readout_flattens_the_last_image():
     assert network.layers[1].fans == (36, 54)
     ws = tuple(jnp.ones(shape) for shape in network.weight_shapes)
     assert network(ws, jnp.ones((1, 8, 8))).shape == network.out_shape == (10,)
+    assert network(ws, jnp.ones((1, 8, 8, 3))).shape == (10, 3)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)

@@ -106,8 +106,9 @@ class Workload:
 
     @property
     def flops(self) -> int:
-        """Of the products in F and f at all inputs, padding included."""
-        return 2 * LAYERS * 2 * self.size * self.pixels * self.inputs
+        """Of the products in F and f at all inputs, padding included; layers alike count once."""
+        products = 2 * LAYERS - (self.kind == "trial")
+        return products * 2 * self.size * self.pixels * self.inputs
 
     def points(self) -> np.ndarray:
         """The fixed inputs, `(inputs, *in_shape)` float32."""
