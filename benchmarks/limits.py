@@ -88,7 +88,7 @@ def factorisations(width: int) -> dict[str, float]:
 
 
 def of(workload: Workload) -> tuple[dict[str, float], float]:
-    """What was measured for a workload, and trials a second that no program with it exceeds.
+    """What was measured for a workload, and trials a second of these parts one after another.
 
     Fixed inputs: products at the best rate measured, then one word a weight; no selection. The
     whole trial: the same, and the upper bound's matrix calls one by one, each as fast as alone:

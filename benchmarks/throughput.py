@@ -32,15 +32,15 @@ measured quantity must agree within 5 % (NumPy's upper bound excepted), else the
 that also warms up. Then the candidates take turns, `--rounds` rounds of about `--seconds` each, new
 seeds in every round, in whole batches; results lie in NumPy arrays before a clock is stopped.
 Printed: medians over rounds (IQR as % of the median); as "ratio" the engine over the best peer, the
-median of the ratios round by round; and seconds of the engine's compilation (prunings share most of
-their programs, so the second compiles less). The JSON file has every round, rates by processor
-time, and what every candidate chose. All is float32 with full-precision products, but for the upper
-bound's float64.
+median of the ratios round by round; and seconds until the engine is ready (in `trial` the second
+pruning shares most of its programs with the first). The JSON file has every round, rates by
+processor time, and what every candidate chose. All is float32 with full-precision products, but for
+the upper bound's float64.
 
 "floor" is the engine's rate as a share of the rate that the machine's limits allow, measured in the
 same run on the same cores (`limits.py`): the 6 products of F and f at the best rate of any shape
-tried, and one random word a weight; for `trial` the upper bound's matrix calls too, one by one.
-Selection by magnitude and the ascent are not counted.
+tried, and one word of our generator a weight, one after the other; for `trial` the upper bound's
+matrix calls too, one by one. Selection by magnitude and the ascent are not counted.
 
 On an accelerator engine, jax and torch run there and NumPy on the host: that ratio then compares
 machines too.
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     if "torch" in names and importlib.util.find_spec("torch") is None:
         names.remove("torch")
         console.print("torch is not installed: that peer is skipped", highlight=False)
-    rows, cores = [], sorted(set(args.cores))
+    rows, cores, status = [], sorted(set(args.cores)), 0
     try:
         with working(names, cores) as workers:
             about = {name: workers[name, cores[0]].ask("about") for name in names}
@@ -284,10 +284,12 @@ def main(argv: list[str] | None = None) -> int:
                     rows += measure(workload, chosen, args.seconds, args.rounds)
     except (Disagreement, Failure) as error:
         print(f"throughput: {error}", file=sys.stderr)
-        return 1
+        status = 1
     except KeyboardInterrupt:
-        print("throughput: interrupted, nothing written", file=sys.stderr)
-        return 130
+        print("throughput: interrupted; what follows was measured before", file=sys.stderr)
+        status = 130
+    if not rows:
+        return status
     for table in report.tables(rows):
         console.print(table, "")
     console.print("\n".join(report.summary(rows)), highlight=False)
@@ -301,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
             "rows": [asdict(row) | report.figures(row) for row in rows],
         }
         args.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import time
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# Where a machine pins them for an old OpenBLAS, they slow NumPy's own.
 DROPPED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 

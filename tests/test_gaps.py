@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune as jp
 from jaxprune import activations, gaps, laws, networks, pruning
+from jaxprune.engine.tally import GUARD
 from jaxprune.gaps import UnitBall
-from jaxprune.gaps.difference import evaluate_shared
+from jaxprune.gaps.difference import evaluate, evaluate_typical
 from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.networks import Conv, Dense
 
@@ -151,7 +153,7 @@ def test_pairs_of_one_batch_are_evaluated_each_as_it_needs(key):
         tuple(jnp.stack(w) for w in zip(*each, strict=True))
         for each in ([p for p, _ in pairs], [gaps.removed_part(*p) for p in pairs])
     )
-    evaluated = lambda w, p: evaluate_shared(network, w, p, x)
+    evaluated = lambda w, p: evaluate_typical(network, w, p, x)
     _, d = jax.jit(jax.vmap(evaluated))(weights, parts)
     for i in (0, 1, 2):
         exact = difference64(network, pairs[i][0], pairs[i][1], x.T)
@@ -159,6 +161,47 @@ def test_pairs_of_one_batch_are_evaluated_each_as_it_needs(key):
         assert error <= 1e-5 * np.abs(exact).max()
     assert np.isnan(d[3]).any() and not np.isnan(d[:3]).any()
     np.testing.assert_allclose(evaluated(params, removed)[1], d[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("widths", [(16,) * 4, (64, 64, 64, 16), (32,) * 9], ids=str)
+def test_outputs_are_subtracted_only_where_that_keeps_the_digits(widths, key):
+    """Gaps about and above the share from which on it is done, against float64."""
+    network, worst, subtracted = networks.dense(widths), 0.0, 0
+    x = np.random.default_rng(0).normal(size=(widths[0], 6)).astype(np.float32)
+    at = jax.jit(lambda w, p: (evaluate_typical(network, w, p, x), evaluate(network, w, p, x)))
+    for i, q in enumerate(np.geomspace(0.005, 0.1, 60)):
+        params, masks = pair(network, jax.random.fold_in(key, i), q=q, method=pruning.random)
+        (_, d), (_, carried) = at(params, gaps.removed_part(params, masks))
+        subtracted += bool((d != carried).any())
+        gap = np.linalg.norm(difference64(network, params, masks, x.T), axis=1).max()
+        worst = max(worst, abs(float(lengths(d).max()) / gap - 1))
+    assert 10 <= subtracted <= 60 and worst <= GUARD / 10
+
+
+def test_given_networks_whose_outputs_cancel_lose_no_digit():
+    """Rows orthogonal to the kept weights: F is as small as F - f, and its terms are not."""
+    rng = np.random.default_rng(0)
+    w = rng.choice([-1, 1], (16, 256)) * rng.uniform(0.5, 1, (16, 256))
+    gone = rng.choice(256, 8, replace=False)
+    w[:, gone] = 0.4
+    x = rng.normal(size=(4, 256))
+    kept = np.delete(np.arange(256), gone)
+    q, _ = np.linalg.qr(w[:, kept].T)
+    x[:, kept] -= x[:, kept] @ q @ q.T
+    x[:, gone] *= 1e-4
+    w, x = w.astype(np.float32), x.astype(np.float32)
+    tally = jp.simulate(
+        networks.dense((256, 16)),
+        (w[None],),
+        pruning.magnitude,
+        pruning.Count(8 * 16),
+        eps=[1.0],
+        trials=1,
+        layers="all",
+        domain=x,
+    )
+    exact = np.linalg.norm(x[:, gone].astype(float) @ w[:, gone].T.astype(float), axis=1).max()
+    assert tally.worst[0][0] == pytest.approx(exact, rel=GUARD / 10)
 
 
 SHAPES = [(1, 1), (8, 8), (64, 64), (256, 256), (16, 128), (128, 16), (1, 50), (50, 1)]

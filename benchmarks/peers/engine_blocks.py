@@ -26,6 +26,7 @@ def prepare(workload: Workload) -> Candidate:
     else:
         network = networks.dense(widths)
     random = workload.pruning == "random"
+    domain = UnitBall(SAMPLES, STARTS, STEPS) if trial else workload.points()
 
     def prepared(trials, seed):
         return engine.prepare(
@@ -34,7 +35,7 @@ def prepare(workload: Workload) -> Candidate:
             METHODS["bernoulli" if random else "magnitude"],
             Fraction(workload.fraction) if random else Count(workload.removed),
             layers="middle" if trial else "all",
-            domain=UnitBall(SAMPLES, STARTS, STEPS) if trial else workload.points(),
+            domain=domain,
             trials=trials,
             seed=seed,
         )

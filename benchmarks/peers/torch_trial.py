@@ -3,8 +3,7 @@
 The same algorithm as `jaxprune.gaps` for dense networks of three layers with the middle one pruned
 and ReLU, with gradients by hand, a leading axis of trials everywhere and nothing else in it. Left
 out, none of it a fiftieth of the value or of the cost: powers of two as units, subnormal numbers,
-the fallback for a form that no multiplier bounds, the target's outputs. The proof tries its guesses
-of the largest eigenvalue one after another, where the engine factors all four at once.
+the fallback for a form that no multiplier bounds, the target's outputs.
 """
 
 import math

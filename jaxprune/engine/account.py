@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxprune import gaps, validation
+from jaxprune.bits import STANDARD
 from jaxprune.engine.run import prepare, words
 from jaxprune.engine.trial import draw_pair
 from jaxprune.gaps import Account, LinfBall, UnitBall
@@ -84,6 +85,7 @@ def layer_account(
     order: str = "forward",
     domain: UnitBall | np.ndarray | None = None,
     seed: int = 0,
+    stream: str = STANDARD,
     block: int | None = None,
 ) -> LayerAccount:
     """Splits the gap of each of many pairs by pruned layer.
@@ -97,7 +99,7 @@ def layer_account(
             print(f"{layer}: {row['share']:.0%} of the difference, bound {row['bound']:.3g}")
 
     Args:
-      network, targets, pruning, amount, trials, layers, seed, block: see `simulate`.
+      network, targets, pruning, amount, trials, layers, seed, stream, block: see `simulate`.
       order: "forward" (input to output) or "backward". The shares depend on it.
       domain: `UnitBall(...)`, or `(n, *in_shape)` inputs, of which the worst is taken; the bounds
         are over the unit ball in both cases.
@@ -117,6 +119,7 @@ def layer_account(
         layers=layers,
         domain=domain,
         seed=seed,
+        stream=stream,
         block=block,
     )
     switched = [i for i, chosen in enumerate(run.design.pruned) if chosen]

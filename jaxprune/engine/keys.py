@@ -1,6 +1,6 @@
 """The tree of random keys: root, stream, purpose, layer, trial.
 
-The raw bits of a trial depend on (seed, stream version, purpose, layer, trial id) and on nothing
+The raw bits of a trial depend on (seed, stream, purpose, layer, trial id) and on nothing
 else: not on the block, the device, the order, or the number of trials.
 """
 

@@ -60,7 +60,8 @@ def _measure_block(network, ball, pairs, rows, labelled):
 def _block_over_rows(design, chunk, numbers, high, low):
     def one(trial):
         pair = draw_pair(design, numbers, trial)
-        return measure_pair(design.network, None, pair, numbers.rows, numbers.labelled)
+        drawn = design.family is not None
+        return measure_pair(design.network, None, pair, numbers.rows, numbers.labelled, drawn)
 
     return jax.lax.map(one, (high, low), batch_size=chunk)
 
@@ -112,7 +113,7 @@ def compiled_block(run: Run) -> Block:
     """
     word = jax.ShapeDtypeStruct((run.block,), jnp.uint32)
     if run.design.ball is None:
-        whole = run.design, min(run.chunk, run.block), run.numbers, word, word
+        whole = run.design, run.chunk, run.numbers, word, word
         return Block(None, _compiled(_block_over_rows, 2, *whole))
     design, numbers = dataclasses.replace(run.design, ball=None), _to_draw(run.numbers)
     drawn = design, numbers, word, word
@@ -192,15 +193,20 @@ def prepare(
         rows=None if rows is None else jnp.asarray(rows),
         labelled=labelled,
     )
-    chunk = memory.chunk_size(design, inputs, device)
-    if block is None:
-        block = chunk if ball else memory.block_size(design, inputs, chunk)
-        # No more than needed, but whole chunks: a rest would be a program of its own.
-        block = min(block, -(-trials // chunk) * chunk) if not ball else min(block, trials)
-    block = validation.integer("block", block, 1, 2**24)
-    chunk = block if ball else min(chunk, block)
+    chunk = min(memory.chunk_size(design, inputs, device), trials)
+    if block is not None:
+        block = min(validation.integer("block", block, 1, 2**24), trials)
+        chunk = block if ball else min(chunk, block)
     in_flight = memory.in_flight(design, inputs, chunk, device)
+    if block is None:
+        block = chunk if ball else _block_of_chunks(trials, chunk, in_flight, design, inputs)
     return Run(design, numbers, trials, block, chunk, in_flight)
+
+
+def _block_of_chunks(trials, chunk, in_flight, design, inputs):
+    """Whole chunks, as a rest would be a program of its own; at least a block for each core."""
+    calls = max(in_flight, -(-trials // memory.block_size(design, inputs, chunk)))
+    return -(-trials // (calls * chunk)) * chunk
 
 
 def simulate(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import laws
-from jaxprune.bits import random_bits
+from jaxprune.bits import STANDARD, random_bits
 from jaxprune.engine import keys
 from jaxprune.engine.keys import TrialId
 from jaxprune.gaps import (
@@ -47,7 +47,7 @@ class Design:
     pruning: Pruning
     pruned: tuple[bool, ...]
     ball: Ball | None
-    stream: str
+    stream: str = STANDARD
 
 
 class Numbers(NamedTuple):
@@ -148,12 +148,15 @@ def draw_pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:
 
 
 def measurement(
-    network: Network, ball: Ball | None, pair: Pair, rows: jax.Array | None
+    network: Network, ball: Ball | None, pair: Pair, rows: jax.Array | None, typical: bool = False
 ) -> Measurement:
-    """The bracket of one pair's gap over a ball or, without one, over the rows."""
+    """The bracket of one pair's gap over a ball or, without one, over the rows.
+
+    `typical` is that of `measure_rows`.
+    """
     key, params, removed = pair
     if ball is None:
-        return measure_rows(rows, network, params, removed)
+        return measure_rows(rows, network, params, removed, typical=typical)
     measure = measure_ball if isinstance(ball, UnitBall) else measure_linf_ball
     return measure(ball, key, network, params, removed)
 
@@ -164,13 +167,14 @@ def measure_pair(
     pair: Pair,
     rows: jax.Array | None,
     labelled: tuple[jax.Array, jax.Array] | None,
+    typical: bool = False,
 ) -> Trial:
     """Brackets the gap of one pair over a ball or, without one, over the rows.
 
-    `rows` and `labelled` are those of `Numbers`.
+    `rows` and `labelled` are those of `Numbers`, `typical` that of `measure_rows`.
     """
     _, params, removed = pair
-    gap, sampled, rms, mean, relative = measurement(network, ball, pair, rows)
+    gap, sampled, rms, mean, relative = measurement(network, ball, pair, rows, typical)
     # A ReLU may hide an infinite weight from the outputs: look at the weights themselves.
     finite = jnp.all(jnp.isfinite(jnp.stack([*gap, sampled, rms, mean])))
     for w in params:

@@ -157,6 +157,7 @@ def eigenvalue_bound(q: jax.Array) -> jax.Array:
     size = frobenius(q)
     size = jnp.where(jnp.all(jnp.isfinite(size)), jnp.max(size), jnp.nan)
     least = least * (1.0 + n * growth(n)) + _TINY
+    size = size + jnp.where(jnp.any(q != 0), _TINY, 0.0)
     return jnp.where(jnp.isfinite(least), jnp.minimum(least, size), size)
 
 

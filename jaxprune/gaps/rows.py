@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.gaps.difference import Removed, evaluate_shared
+from jaxprune.gaps.difference import Removed, evaluate, evaluate_typical
 from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Params
@@ -62,11 +62,21 @@ def measured(
 
 
 def measure_rows(
-    rows: jax.Array, network: Network, params: Params, removed: Removed
+    rows: jax.Array, network: Network, params: Params, removed: Removed, *, typical: bool = False
 ) -> Measurement:
-    """`max ||F - f||` over the rows `(n, *in_shape)`: both ends of the bracket are that number."""
+    """`max ||F - f||` over given inputs: both ends of the bracket are that number.
+
+    Args:
+      rows: `(n, *in_shape)`.
+      network: the network.
+      params: the target's weights.
+      removed: from `removed_part`.
+      typical: whether the weights are as a law draws them, and all pairs of a batch share the
+        rows: large gaps then take fewer products, see `difference.evaluate_typical`.
+    """
     x = jnp.moveaxis(rows, 0, -1)
-    outputs, differences = evaluate_shared(network, params, removed, x)
+    at = evaluate_typical if typical else evaluate
+    outputs, differences = at(network, params, removed, x)
     gap = largest(lengths(differences))
     return measured(Gap(gap, gap), differences, outputs)
 

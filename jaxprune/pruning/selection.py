@@ -2,7 +2,7 @@
 
 A float sort costs 15 to 25 times as much on a CPU. A bracket of the k-th smallest integer key is
 closed in by counting the keys below a guess, one pass each: by interpolation, which needs few
-passes where keys are spread evenly, and by bisection every third time, which ends it in any case.
+passes where keys are spread evenly, and by bisection every sixth time, which ends it in any case.
 It ends as soon as a threshold splits the array exactly, and settles ties by index.
 """
 
@@ -98,7 +98,8 @@ def _least(
         low, high, fewer, count, step = state
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
         share = (k - fewer).astype(jnp.float32) / (count - fewer).astype(jnp.float32)
-        guess = jnp.clip(between(low, jnp.minimum(high, likely), share), low + 1, high - 1)
+        top = jnp.where(likely > low, jnp.minimum(high, likely), high)
+        guess = jnp.clip(between(low, top, share), low + 1, high - 1)
         at = jnp.where(step % BISECTED == BISECTED - 1, middle, guess)
         inside = _count(chosen(at))
         enough = inside >= k

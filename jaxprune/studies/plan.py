@@ -244,7 +244,9 @@ def parse(
     title = _text("title", source.get("title", "Untitled plan"))
     source |= {"title": title, "seed": seed, "delta": delta, "confidence": confidence}
     source |= {"until_decided": until_decided, "correction": correction}
-    source |= {"stream": stream, "runs": runs}
+    source |= {"runs": runs}
+    if stream == bits.STANDARD:  # goes without saying: a plan's hash is that of before streams
+        source.pop("stream", None)
     return Plan(
         title,
         seed,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxprune import bits
 from jaxprune.studies.plan import Plan
 from jaxprune.studies.result import sha256
 
@@ -24,16 +25,17 @@ class Runs(NamedTuple):
     """All runs of a plan, the present one last.
 
     Attributes:
-      claim: SHA-256 of the plan without its seed.
+      claim: SHA-256 of the plan without its seed and its stream.
       planned: how many seeds the plan is for.
-      seeds: of the runs, in the order in which each was first begun.
-      present: the present run's seed.
+      seeds: of the runs, in the order in which each was first begun; of another than the standard
+        stream "SEED of STREAM", as one seed has other trials in each.
+      present: the present run's.
     """
 
     claim: str
     planned: int
-    seeds: tuple[int, ...]
-    present: int
+    seeds: tuple[int | str, ...]
+    present: int | str
 
     @property
     def exploratory(self) -> bool:
@@ -42,8 +44,8 @@ class Runs(NamedTuple):
 
 
 def claim_hash(source: Mapping[str, Any]) -> str:
-    """SHA-256 of a plan's source without its seed: of what it claims and how it decides."""
-    return sha256({key: value for key, value in source.items() if key != "seed"})
+    """SHA-256 of a plan's source without what chooses its trials: of its claims and decisions."""
+    return sha256({key: value for key, value in source.items() if key not in ("seed", "stream")})
 
 
 def begin(plan: Plan, folder: Path | None) -> Runs:
@@ -57,7 +59,8 @@ def begin(plan: Plan, folder: Path | None) -> Runs:
       ValueError: a ledger that cannot be read or written; one line.
     """
     claim = claim_hash(plan.source)
-    seeds: dict[int, None] = {}
+    seeds: dict[int | str, None] = {}
+    present = _label(plan.seed, plan.stream)
     if folder is not None:
         path = folder / LEDGER
         try:
@@ -67,6 +70,7 @@ def begin(plan: Plan, folder: Path | None) -> Runs:
                 "plan": plan.hash,
                 "title": plan.title,
                 "seed": plan.seed,
+                "stream": plan.stream,
                 "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
             with path.open("a", encoding="utf-8") as file:
@@ -74,7 +78,11 @@ def begin(plan: Plan, folder: Path | None) -> Runs:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise ValueError(f"log of runs {str(path)!r}: {reason}") from None
-    return Runs(claim, plan.runs, tuple(seeds | {plan.seed: None}), plan.seed)
+    return Runs(claim, plan.runs, tuple(seeds | {present: None}), present)
+
+
+def _label(seed, stream):
+    return seed if stream == bits.STANDARD else f"{seed} of {stream}"
 
 
 def _seeds(path, claim):
@@ -83,7 +91,8 @@ def _seeds(path, claim):
     for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
         try:
             entry = json.loads(line)
-            entry = entry["claim"], int(entry["seed"])
+            label = _label(int(entry["seed"]), entry.get("stream", bits.STANDARD))
+            entry = entry["claim"], label
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ValueError(f"log of runs {str(path)!r}, line {number}: not an entry") from None
         if entry[0] == claim:

@@ -179,7 +179,9 @@ def _prepare(case: Case, plan: Plan, trained_targets: dict[tuple, Params]) -> en
         seed=plan.seed,
         stream=plan.stream,
     )
-    return run._replace(block=min(run.block, LOOK)) if plan.until_decided else run
+    if not plan.until_decided:
+        return run
+    return run._replace(block=min(run.block, LOOK), chunk=min(run.chunk, LOOK))
 
 
 def _decisions(plan: Plan, claims: Sequence[Claim], watches: Sequence[_Watch]) -> list[Decision]:
