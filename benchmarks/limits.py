@@ -71,10 +71,10 @@ def products(workload: Workload) -> dict[str, float]:
 @functools.cache
 def factorisations(width: int) -> dict[str, float]:
     """Seconds of the upper bound's calls on one square matrix, by call and precision."""
-    found = {}
+    found, count = {}, max(1, 2**18 // width**2)  # many at once, lest the call itself be timed
     with jax.enable_x64(True), threadpool_limits(1, "blas"):
         for dtype in (jnp.float32, jnp.float64):
-            a = jnp.asarray(np.random.default_rng(0).standard_normal((1, width, width)), dtype)
+            a = jnp.asarray(np.random.default_rng(0).standard_normal((count, width, width)), dtype)
             form = jax.jit(lambda a: norms.gram(a)[0])
             positive = form(a) + width * norms.identity(a)
             calls = {"gram": (form, a), "cholesky": (jax.jit(norms.cholesky), positive)}
@@ -83,7 +83,7 @@ def factorisations(width: int) -> dict[str, float]:
             calls["product"] = jax.jit(jnp.matmul), lower, a
             for name, (call, *args) in calls.items():
                 once = lambda call=call, args=args: call(*args).block_until_ready()
-                found[f"{name} {jnp.dtype(dtype).name}"] = 1.0 / _rate(once, 1.0)
+                found[f"{name} {jnp.dtype(dtype).name}"] = 1.0 / _rate(once, count)
     return found
 
 
