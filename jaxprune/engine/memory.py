@@ -102,7 +102,7 @@ def chunk_size(design: Design, inputs: int, device: jax.Device) -> int:
 
 
 def block_size(design: Design, inputs: int, chunk: int) -> int:
-    """Trials over rows in one call, chunk by chunk; a power of two, at least the chunk."""
+    """Trials over rows in one call, chunk by chunk; a power of two, at least 16 chunks."""
     return max(BLOCK_CHUNKS * chunk, _fitting(design, inputs, BLOCK_BYTES))
 
 
