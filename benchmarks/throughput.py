@@ -42,6 +42,29 @@ same run on the same cores (`limits.py`): the 6 products of F and f at the best 
 tried, and one word of our generator a weight, one after the other; for `trial` the upper bound's
 matrix calls too, one by one. Selection by magnitude and the ascent are not counted.
 
+Seen on one core of an AMD EPYC (Zen 4; other work on the second core), where JAX multiplies at 105
+GFLOP/s, NumPy at 103, and our words come at .99 G/s; trials a second, ratio to the best peer, % of
+the floor; `--rounds 3 --seconds 0.5` (width 1,024 with 64 inputs again, after blocks had grown: .87
+and 1.52):
+
+  width, inputs   random                      magnitude
+  16, 64          119k   1.66 jax    32 %     68.3k  2.15 torch  18 %
+  16, 256         36.6k  1.55 jax    30 %     34.7k  1.44 numpy  29 %
+  64, 64          12.1k  1.28 numpy  51 %     9.3k   1.76 numpy  40 %
+  64, 256         4.7k   1.14 numpy  60 %     3.5k   1.24 numpy  45 %
+  256, 64         816    1.33 numpy  54 %     736    1.98 numpy  49 %
+  256, 256        322    1.12 numpy  64 %     246    1.21 numpy  52 %
+  1,024, 64       32.4   .78 numpy   33 %     25.4   1.12 numpy  26 %
+  1,024, 256      17.7   .81 numpy   57 %     11.8   .97 numpy   40 %
+  conv 16, 16     334    .52 torch   36 %     329    .50 torch   36 %
+  conv 64, 16     25.4   .47 torch   44 %     22     .43 torch   38 %
+  trial 16        3.7k   .89 torch            3.9k   .82 torch
+  trial 64        610    1.10 numpy  35 %     612    1.01 numpy  35 %
+  trial 256       51.1   1.26 numpy  58 %     53.1   1.19 numpy  60 %
+
+NumPy's `trial` has no certificate; over torch, which has one, the engine's ratios at 64 and 256 are
+1.3 and 1.9.
+
 On an accelerator engine, jax and torch run there and NumPy on the host: that ratio then compares
 machines too.
 """
