@@ -188,6 +188,22 @@ def test_planned_runs_share_the_error(plan_file):
     assert {cell["confidence"] for cell in cells} == {plan.confidence_of_run}
 
 
+def test_another_stream_is_another_try_of_the_same_claim(tmp_path, plan_file):
+    """Else one seed would give two independent samples, and the log would list neither."""
+    slow = plans.load(plan_file)
+    plan_file.write_text('stream = "threefry-13"\n' + PLAN)
+    fast = plans.load(plan_file)
+    plan_file.write_text('stream = "threefry-20"\n' + PLAN)
+    assert plans.load(plan_file).hash == slow.hash != fast.hash and fast.stream == "threefry-13"
+    assert not runs.begin(slow, tmp_path).exploratory
+    second = runs.begin(fast, tmp_path)
+    assert second.exploratory and second.seeds == (3, "3 of threefry-13")
+    assert verify(slow)["cells"] != verify(fast)["cells"]
+    plan_file.write_text('stream = "mt19937"\n' + PLAN)
+    with pytest.raises(ValueError, match="stream = 'mt19937'"):
+        plans.load(plan_file)
+
+
 def test_no_run_is_picked_among_many():
     """10^4 analysts, each with up to 20 seeds of a false claim at its boundary; planned for one.
 
