@@ -3,8 +3,9 @@
 A worker waits on its pipe, asleep, until it is asked; so candidates run one at a time.
 """
 
+import dataclasses
+import json
 import os
-import pickle
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ class Worker:
             [sys.executable, __file__, name, *map(str, allowed[:cores])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            text=True,
             env=environment,
             start_new_session=True,
         )
@@ -43,10 +45,10 @@ class Worker:
     def ask(self, what: str, *args):
         """The answer of a method of `Served`, or of a function of `limits`."""
         try:
-            pickle.dump((what, args), self._process.stdin)
+            print(json.dumps([what, args], default=dataclasses.asdict), file=self._process.stdin)
             self._process.stdin.flush()
-            done, answer = pickle.load(self._process.stdout)
-        except (EOFError, BrokenPipeError):
+            done, answer = json.loads(self._process.stdout.readline())
+        except (json.JSONDecodeError, BrokenPipeError):
             status = self._process.wait()
             raise Failure(f"{self.name}: its process ended with status {status}") from None
         if not done:
@@ -98,20 +100,19 @@ class Served:
 
 def serve(name: str) -> None:
     """Answers until the pipe is closed."""
-    answers = os.fdopen(os.dup(1), "wb")
+    from peers import Workload
+
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     served = __import__("limits") if name == "limits" else Served(name)
-    while True:
-        try:
-            what, args = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
+    for line in sys.stdin:
+        what, args = json.loads(line)
+        args = [Workload(**value) if isinstance(value, dict) else value for value in args]
         try:
             answer = True, getattr(served, what)(*args)
         except Exception as error:
             answer = False, " ".join(f"{type(error).__name__}: {error}".split())
-        pickle.dump(answer, answers)
-        answers.flush()
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

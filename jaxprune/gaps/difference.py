@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.networks import Network
 from jaxprune.types import Params
 
@@ -94,8 +95,8 @@ def evaluate_typical(
         far = jnp.all(sum(_squares(p) / _squares(w) for w, p in pruned) > FAR**2)
         pairs = params, removed
         outputs, d = jax.lax.cond(far, jax.vmap(subtracted), lambda *_: (nothing, nothing), *pairs)
-        largest = lambda y: jnp.max(jax.vmap(_squares, -1, -1)(y), axis=1)
-        near = ~(largest(d) > FAR**2 * largest(outputs))  # NaN, too
+        longest = jax.vmap(lambda y: largest(lengths(y)))
+        near = ~(longest(d) > FAR * longest(outputs))  # what is not finite, too
         outputs, exact = jax.lax.cond(
             jnp.any(near), jax.vmap(carried), lambda *_: (outputs, d), *pairs
         )

@@ -243,8 +243,7 @@ def parse(
             raise ValueError(f"experiment {i}: the plan has more than {MAX_CASES} cases")
     title = _text("title", source.get("title", "Untitled plan"))
     source |= {"title": title, "seed": seed, "delta": delta, "confidence": confidence}
-    source |= {"until_decided": until_decided, "correction": correction}
-    source |= {"runs": runs}
+    source |= {"until_decided": until_decided, "correction": correction, "runs": runs}
     if stream == bits.STANDARD:  # goes without saying: a plan's hash is that of before streams
         source.pop("stream", None)
     return Plan(
