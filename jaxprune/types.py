@@ -25,3 +25,7 @@ class Gap(NamedTuple):
 
     lower: jax.Array
     upper: jax.Array
+
+
+class BrokenInvariant(RuntimeError):
+    """Something that cannot be: the code, the compiler or the machine is wrong."""

@@ -120,7 +120,7 @@ def test_one_pruned_layer_makes_the_whole_gap_of_the_simulated_trials():
     assert result.layers == result.order == ("dense2",)
     np.testing.assert_allclose(result.trials.shares, 1, atol=1e-6)
     run = engine.prepare(*arguments, trials=11, domain=rows, seed=3, block=4)
-    lower = np.concatenate([block.lower for _, block in engine.run_blocks(run)])
+    lower = np.concatenate([done.trials.lower for done in engine.run_blocks(run)])
     np.testing.assert_allclose(result.trials.distance, lower, rtol=1e-5)
     np.testing.assert_allclose(result.trials.terms[:, 0], lower, rtol=1e-5)
 

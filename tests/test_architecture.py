@@ -92,7 +92,7 @@ def test_vmap_over_trials_stands_in_the_engine_alone():
     assert users == {
         "engine/account.py",
         "engine/keys.py",
-        "engine/run.py",
+        "engine/programs.py",
         "gaps/difference.py",
         "studies/trained.py",
     }

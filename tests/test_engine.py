@@ -18,12 +18,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from jaxprune import activations, bounds, engine, laws, networks, pruning
 from jaxprune.engine import GUARD, Tally, keys, memory
-from jaxprune.engine.run import words
+from jaxprune.engine.blocks import words
 from jaxprune.engine.sums import ExactSum, Histogram
-from jaxprune.engine.tally import BrokenBracket
 from jaxprune.engine.trial import Trial, draw_pair, masks, target
 from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.pruning import Fraction, Sublinear
+from jaxprune.types import BrokenInvariant
 
 LAW = laws.uniform(math.sqrt(6))
 SMALL = UnitBall(samples=16, starts=4, steps=4)
@@ -36,7 +36,7 @@ def trial_ids(ids):
 
 def gather(run):
     """All trials of a run as NumPy arrays."""
-    blocks = [block for _, block in engine.run_blocks(run)]
+    blocks = [done.trials for done in engine.run_blocks(run)]
     return Trial(*(np.concatenate(field) for field in zip(*blocks, strict=True)))
 
 
@@ -199,7 +199,7 @@ def test_the_last_block_is_cut_to_the_trials_wanted(trials):
     arguments = network, LAW, pruning.random, Fraction(0.5)
     long = engine.prepare(*arguments, trials=64, domain=SMALL, block=8)
     short = long._replace(trials=trials)
-    ids = [i for block, _ in engine.run_blocks(short) for i in block]
+    ids = [i for done in engine.run_blocks(short) for i in done.ids]
     assert ids == list(range(trials))
     short, long = gather(short), gather(long)
     np.testing.assert_allclose(short.lower, long.lower[:trials], rtol=GUARD / 10)
@@ -741,7 +741,7 @@ def test_a_guard_band_around_epsilon_decides_nothing():
 def test_a_broken_bracket_stops_everything():
     good, bad = np.array([1.0, 2.0], np.float32), np.array([1.0, 1.9], np.float32)
     trials = Trial(np.ones(2, bool), good, bad, *(good,) * 4, *(np.zeros(2, int),) * 2)
-    with pytest.raises(BrokenBracket, match="trial 8"):
+    with pytest.raises(BrokenInvariant, match="trial 8"):
         Tally.of([1.0], [7, 8], trials)
 
 

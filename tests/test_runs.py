@@ -20,7 +20,8 @@ from jaxprune.statistics import (
 )
 from jaxprune.studies import plan as plans
 from jaxprune.studies import runs
-from jaxprune.studies.verify import LOOK, verify
+from jaxprune.studies.cases import LOOK
+from jaxprune.studies.verify import verify
 
 # One 1 x 3 layer of which one weight goes: gaps are plain absolute values of one weight.
 PLAN = """
@@ -75,7 +76,7 @@ def test_sampling_ends_at_the_first_look_that_decides_every_claim(plan_file):
         domain=case.ball, seed=3, block=LOOK,
     )  # fmt: skip
     tally, evidence = jp.engine.Tally((0.01, 0.7)), [Evidence(), Evidence()]
-    for ids, block in jp.engine.run_blocks(run):
+    for _, ids, block, _ in jp.engine.run_blocks(run):
         tally += jp.engine.Tally.of(tally.eps, ids, block)
         pairs = zip(evidence, tally.eps, strict=True)
         evidence = [e.look(tally.counts(eps), 0.2) for e, eps in pairs]

@@ -173,7 +173,7 @@ def test_a_hundred_thousand_pairs_against_a_float64_twin(activation, law, method
         ]
 
     eps, near = None, 0
-    for ids, block in engine.run_blocks(run):
+    for _, ids, block, _ in engine.run_blocks(run):
         low = np.asarray(ids, np.uint32)
         bits, coins = jax.tree.map(np.asarray, raw(np.zeros_like(low), low))
         exact, apart = twin64(*arguments, bits, coins, x.astype(np.float64))
@@ -225,7 +225,7 @@ def test_no_bracket_of_a_hundred_thousand_is_broken():
             seed=23,
             block=500,
         )
-        for _, trials in engine.run_blocks(run):
+        for _, _, trials, _ in engine.run_blocks(run):
             assert trials.finite.all()
             assert (trials.lower <= trials.upper * (1 + GUARD)).all()
             assert (trials.sampled <= trials.lower).all()
@@ -254,7 +254,7 @@ def test_upper_bounds_of_linear_networks_exceed_float64_singular_values(network)
         domain=UnitBall(samples=1, starts=1, steps=0),
         block=500,
     )
-    upper = np.concatenate([block.upper for _, block in engine.run_blocks(run)])
+    upper = np.concatenate([done.trials.upper for done in engine.run_blocks(run)])
     product = np.eye(targets[0].shape[2])
     for i, w in enumerate(targets):
         w = w.astype(np.float64)
@@ -314,7 +314,7 @@ def test_the_guard_band_covers_trained_networks_on_images(network, q):
     params = trained.train(network, Recipe(), 16)
     images = trained.as_inputs(network, trained.digits().test_x)
     run = engine.prepare(network, params, pruning.magnitude, Fraction(q), trials=16, domain=images)
-    got = np.concatenate([block.lower for _, block in engine.run_blocks(run)])
+    got = np.concatenate([done.trials.lower for done in engine.run_blocks(run)])
     for i in range(16):
         ws = tuple(w[i] for w in params)
         level = pruning.magnitude.level(Fraction(q), ws[1].size)

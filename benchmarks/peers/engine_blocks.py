@@ -45,7 +45,7 @@ def prepare(workload: Workload) -> Candidate:
     names = ("sampled", "lower", "upper") if trial else ("sampled",)
 
     def run(trials, seed):
-        found = [block for _, block in engine.run_blocks(prepared(trials, seed))]
+        found = [done.trials for done in engine.run_blocks(prepared(trials, seed))]
         return {name: np.concatenate([getattr(b, name) for b in found]) for name in names}
 
     engine.compiled_block(prepared(block, 0))

@@ -2,9 +2,7 @@
 
 import argparse
 import contextlib
-import hashlib
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +14,10 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxprune.engine.tally import BrokenBracket
 from jaxprune.report.page import write_json
 from jaxprune.report.picture import NAME, write_picture
+from jaxprune.studies.result import processor
+from jaxprune.types import BrokenInvariant
 
 BAD_INPUT = 2
 ENVIRONMENT = 3
@@ -44,12 +43,8 @@ def keep_programs() -> None:
     """
     if CACHE in os.environ or jax.config.jax_compilation_cache_dir:
         return
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    kind = platform.machine() + platform.processor() + features
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "jaxprune" / hashlib.sha256(kind.encode()).hexdigest()[:16]
+    folder = home / "jaxprune" / processor()
     with contextlib.suppress(OSError):  # no folder, no cache
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -93,7 +88,7 @@ def carry_out(
             result = study(advance)
     except ValueError as error:
         return fail(error, BAD_INPUT)
-    except BrokenBracket as error:
+    except BrokenInvariant as error:
         return fail(f"broken invariant, nothing written: {error}", BROKEN_INVARIANT)
     spent = time.perf_counter() - started
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxprune import gaps, validation
 from jaxprune.bits import STANDARD
-from jaxprune.engine.run import prepare, words
+from jaxprune.engine.blocks import words
+from jaxprune.engine.run import prepare
 from jaxprune.engine.trial import draw_pair
 from jaxprune.gaps import Account, LinfBall, UnitBall
 from jaxprune.laws import Law

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune import validation
 
-_BUCKETS = 2**16
+BUCKETS = 2**16
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Histogram:
       counts: int64 `(65536,)`.
     """
 
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, np.int64))
 
     @staticmethod
     def of(values: np.ndarray) -> "Histogram":
         buckets = np.asarray(values, np.float32).view(np.uint32) >> 16
-        return Histogram(np.bincount(buckets, minlength=_BUCKETS).astype(np.int64))
+        return Histogram(np.bincount(buckets, minlength=BUCKETS).astype(np.int64))
 
     def __add__(self, other: "Histogram") -> "Histogram":
         return Histogram(self.counts + other.counts)

@@ -14,6 +14,7 @@ from jaxprune import validation
 from jaxprune.engine.sums import Distribution, Histogram, Integers, Moments
 from jaxprune.engine.trial import Trial
 from jaxprune.statistics import Counts, Mean, betting, empirical_bernstein, quantile_ranks
+from jaxprune.types import BrokenInvariant
 
 GUARD = 1e-4
 """Relative guard band around epsilon; a number this close to it decides nothing. The same trial
@@ -21,10 +22,6 @@ differs by about 1e-6 between batch shapes, and float32 from float64 by at most 
 of widths 16 to 256: the band is 20 times that."""
 
 WORST_KEPT = 16
-
-
-class BrokenBracket(RuntimeError):
-    """A lower bound above its upper bound: the code, the compiler or the machine is wrong."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Tally:
           cap: at which gaps are cut off for their mean.
 
         Raises:
-          BrokenBracket: a pair's lower bound exceeds its upper bound by more than the guard band.
+          BrokenInvariant: a pair's lower bound exceeds its upper bound by more than the guard band.
         """
         t = Trial(*(np.asarray(field) for field in trials))
         ok = t.finite
@@ -94,7 +91,7 @@ class Tally:
         ids = np.asarray(ids)
         if (broken := lower > upper * (1 + GUARD)).any():
             i = int(np.flatnonzero(broken)[0])
-            raise BrokenBracket(f"trial {ids[ok][i]}: lower {lower[i]:g} > upper {upper[i]:g}")
+            raise BrokenInvariant(f"trial {ids[ok][i]}: lower {lower[i]:g} > upper {upper[i]:g}")
         worst = zip(lower.tolist(), ids[ok].tolist(), strict=True)
         return Tally(
             eps=tuple(eps),

@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import scipy
 
 import jaxprune
-from jaxprune.engine import GUARD, keys
+from jaxprune.engine import GUARD, keys, precision
 from jaxprune.laws import Law
 
 
@@ -59,6 +60,30 @@ def environment(seed: int) -> dict[str, Any]:
         "stream_version": keys.STREAM_VERSION,
         "guard_band": GUARD,
     }
+
+
+def identity() -> dict[str, Any]:
+    """On what every count of a plan depends, to the last bit, beside the plan and its blocks."""
+    device = jax.local_devices()[0]
+    return {
+        "jaxprune": jaxprune.__version__,
+        "jax": jax.__version__,
+        "jaxlib": metadata.version("jaxlib"),
+        "scipy": scipy.__version__,  # its LAPACK
+        "stream_version": keys.STREAM_VERSION,
+        "device": device.device_kind,
+        "processor": processor() if device.platform == "cpu" else None,
+        "products": precision.FULL,
+    }
+
+
+def processor() -> str:
+    """A name for this kind of processor: code compiled on one runs alike on another."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    kind = platform.machine() + platform.processor() + features
+    return hashlib.sha256(kind.encode()).hexdigest()[:16]
 
 
 def plain(value: Any) -> Any:

@@ -1,22 +1,20 @@
 """Does the claim `P(gap <= eps) >= 1 - delta` hold? Every case of a plan, sampled and judged."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-
-from jaxprune import bounds, engine
-from jaxprune.engine import Tally, memory
+from jaxprune import bounds
+from jaxprune.engine import Store, Tally
+from jaxprune.engine.store import state_hash
 from jaxprune.laws import Law
 from jaxprune.statistics import (
     CERTIFIED,
     ESTIMATED,
     Claim,
+    Counts,
     Decision,
-    Evidence,
     fixed_sequence,
     judge,
     judge_stopped,
@@ -25,14 +23,11 @@ from jaxprune.statistics import (
 )
 from jaxprune.studies import runs as ledger
 from jaxprune.studies import trained
-from jaxprune.studies.ahead import compiling_ahead
+from jaxprune.studies.cases import check_memory, empty_tally
 from jaxprune.studies.exponents import exponents
 from jaxprune.studies.plan import TEST_IMAGES, UNIT_BALL, Case, Plan
 from jaxprune.studies.result import Progress, environment, plain
-from jaxprune.types import Params
-
-LOOK = 64
-"""Trials between two looks at claims that are sampled until they are decided, at most."""
+from jaxprune.studies.sampling import Watch, about, sample
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
@@ -58,159 +53,114 @@ def verify(
     Raises:
       ValueError: a case that does not fit in memory; nothing has been sampled then.
     """
-    for case in plan.cases:
-        _check_memory(case)
+    check_memory(plan)
     made = ledger.begin(plan, folder)
-    jobs = _trainings(plan)
-    work = {case: _seconds(case) for case in plan.cases}
-    training_work = {job: 4.0 + 0.05 * count for job, count in jobs.items()}
-    total = sum(training_work.values()) + sum(work[case] for case in plan.cases)
-    finished = 0.0
+    with Store.create(None, about(plan)) as store:
+        sample(plan, store, progress)
+        return judged(plan, store, made)
 
-    def report(doing, work, share):
-        if progress:
-            progress(Progress(doing, finished + work * share, total))
 
-    targets: dict[tuple, Params] = {}
-    for (network, recipe), count in jobs.items():
-        job, doing = (network, recipe), f"training {count} networks: {network}"
-        report(doing, training_work[job], 0.0)
-        targets[job] = trained.train(
-            network,
-            recipe,
-            count,
-            plan.seed,
-            progress=lambda n, d=doing, w=training_work[job], c=count: report(d, w, n / c),
-        )
-        finished += training_work[job]
+class _Sampled(NamedTuple):
+    """A case's trials, as far as no block is missing.
 
-    runs = [_prepare(case, plan, targets) for case in plan.cases]
-    claims = sum(len(case.eps) for case in plan.cases)
-    # Bonferroni decides when to stop: what it decides Holm and e-BH do.
-    level = (1.0 - plan.confidence_of_run) / claims
-    tallies, seconds = [], []
-    watches = [_Watch(case, plan, level) for case in plan.cases]
-    with compiling_ahead(runs):
-        for case, run, watch in zip(plan.cases, runs, watches, strict=True):
-            start = time.perf_counter()
-            report(str(case), work[case], 0.0)
-            advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
-            until = watch if plan.until_decided else None
-            cap = case.certificate.eps if case.certificate else math.inf
-            eps = [eps for eps, _ in case.eps]
-            tallies.append(engine.tally_run(run, eps, advance, until, cap=cap))
-            seconds.append(time.perf_counter() - start)
-            finished += work[case]
+    Attributes:
+      tally: of them; where the claims were decided before, up to there.
+      watch: that looked at them block by block, if the plan is sampled until decided.
+      complete: whether these are all trials that the plan asks for.
+      block: trials of a block; None if the case was not begun.
+      seconds: spent on the blocks.
+    """
+
+    tally: Tally
+    watch: Watch
+    complete: bool
+    block: int | None
+    seconds: float
+
+
+def judged(
+    plan: Plan, store: Store, made: ledger.Runs, *, audited: int | None = None
+) -> dict[str, Any]:
+    """Judges the claims of a plan by the blocks of a store, and notes the verdicts there.
+
+    A case counts as far as no block is missing. A plan with fixed trials gives no verdict of a case
+    that lacks some; the limits are then those of a confidence sequence, right wherever it stops.
+
+    Args:
+      plan: the store's.
+      store: with the blocks of the whole plan, not of a part.
+      made: from `studies.runs`.
+      audited: how many blocks were run twice.
+
+    Returns:
+      As `verify`.
+    """
+    sampled = [_sampled(plan, store, number) for number in range(len(plan.cases))]
+    tallies = [s.tally for s in sampled]
+    complete = all(s.complete for s in sampled)
+    cells = _cells(plan, made, sampled)
+    keys = "experiment", "network", "pruning", "amount", "eps", "trials", "verdict"
+    store.note([{key: cell[key] for key in (*keys, "p_low", "p_high")} for cell in cells])
     return {
         "plan": {"hash": plan.hash, **plain(plan.source)},
         "runs": {**plain(made._asdict()), "exploratory": made.exploratory},
         "environment": environment(plan.seed),
-        "cells": _cells(plan, made, runs, tallies, watches, seconds),
+        "blocks": {
+            "complete": complete,
+            "tallies": state_hash(tallies),
+            "damaged": plain(store.damaged),
+            "audited": audited,
+        },
+        "cells": cells,
         "exponents": []
-        if plan.until_decided
+        if plan.until_decided or not complete
         else plain(exponents(plan.cases, tallies, plan.confidence_of_run)),
     }
 
 
-class _Watch:
-    """Looks at a case's claims after each block; true once all of them are decided."""
-
-    def __init__(self, case: Case, plan: Plan, level: float):
-        self.evidence = {eps: Evidence() for eps, _ in case.eps}
-        self.delta, self.correction, self.level = plan.delta, plan.correction, level
-
-    def __call__(self, tally: Tally) -> bool:
-        self.evidence = {
-            eps: evidence.look(tally.counts(eps), self.delta)
-            for eps, evidence in self.evidence.items()
-        }
-        return all(e.decides(self.level, self.correction) for e in self.evidence.values())
+def _sampled(plan: Plan, store: Store, number: int) -> _Sampled:
+    case = plan.cases[number]
+    tally, watch, decided = empty_tally(case), Watch(case, plan), False
+    block, seconds = None, 0.0
+    if number in store.cases:
+        block, seconds = store.cases[number]["block"], store.seconds(number)
+        for tally in store.prefix(number):
+            if plan.until_decided and (decided := watch(tally)):
+                break
+    return _Sampled(tally, watch, decided or tally.trials == case.trials, block, seconds)
 
 
-def _trainings(plan: Plan) -> dict[tuple, int]:
-    """How many networks to train for each (network, recipe)."""
-    jobs: dict[tuple, int] = {}
-    for case in plan.cases:
-        if not isinstance(case.targets, Law):
-            job = (case.network, case.targets)
-            jobs[job] = max(jobs.get(job, 0), case.trials)
-    return jobs
-
-
-def _design(case: Case) -> engine.Design:
-    family = case.targets.family if isinstance(case.targets, Law) else None
-    ball = None if case.domain == TEST_IMAGES else case.ball
-    return engine.Design(case.network, family, case.pruning, case.pruned, ball)
-
-
-def _inputs(case: Case) -> int:
-    """How many inputs pass through a case's network at once."""
-    images = 0 if isinstance(case.targets, Law) else len(trained.digits().test_x)
-    return max(images, case.ball.samples)
-
-
-def _check_memory(case: Case) -> None:
-    targets = 0 if isinstance(case.targets, Law) else case.trials
-    memory.check(_design(case), _inputs(case), jax.devices()[0], targets)
-
-
-def _seconds(case: Case) -> float:
-    """Rough time of a case, for the share that the progress bar gives it."""
-    return 2.0 + 6e-10 * memory.trial_bytes(_design(case), _inputs(case)) * case.trials
-
-
-def _prepare(case: Case, plan: Plan, trained_targets: dict[tuple, Params]) -> engine.Run:
-    targets, domain, labelled = case.targets, case.ball, None
-    if not isinstance(targets, Law):
-        targets = trained_targets[case.network, targets]
-        digits = trained.digits()
-        images = trained.as_inputs(case.network, digits.test_x)
-        labelled = images, digits.test_y
-        domain = images if case.domain == TEST_IMAGES else domain
-    run = engine.prepare(
-        case.network,
-        targets,
-        case.pruning,
-        case.amount,
-        trials=case.trials,
-        layers=case.layers,
-        domain=domain,
-        labelled=labelled,
-        seed=plan.seed,
-        stream=plan.stream,
-    )
-    if not plan.until_decided:
-        return run
-    return run._replace(block=min(run.block, LOOK), chunk=min(run.chunk, LOOK))
-
-
-def _decisions(plan: Plan, claims: Sequence[Claim], watches: Sequence[_Watch]) -> list[Decision]:
-    if not plan.until_decided:
-        return judge(claims, plan.confidence_of_run)
-    evidence = [w.evidence[e] for c, w in zip(plan.cases, watches, strict=True) for e, _ in c.eps]
-    return judge_stopped(claims, evidence, plan.confidence_of_run, plan.correction)
-
-
-def _cells(
-    plan: Plan,
-    made: ledger.Runs,
-    runs: list[engine.Run],
-    tallies: list[Tally],
-    watches: list[_Watch],
-    seconds: list[float],
-) -> list[dict]:
-    claims = [
-        Claim(tally.counts(eps), plan.delta)
-        for case, tally in zip(plan.cases, tallies, strict=True)
-        for eps, _ in case.eps
+def _decisions(plan: Plan, sampled: Sequence[_Sampled]) -> list[Decision]:
+    """One a claim, in the order of the cells."""
+    claims, evidence, complete = [], [], []
+    for case, s in zip(plan.cases, sampled, strict=True):
+        for eps, _ in case.eps:
+            claims.append(Claim(s.tally.counts(eps), plan.delta))
+            evidence.append(s.watch.evidence[eps])
+            complete.append(s.complete)
+    if plan.until_decided:
+        return judge_stopped(claims, evidence, plan.confidence_of_run, plan.correction)
+    # No trial decides nothing: a claim waits until its trials are complete.
+    waiting = Counts(0, 0, 0, 0)
+    counted = [
+        claim if c else claim._replace(counts=waiting)
+        for claim, c in zip(claims, complete, strict=True)
     ]
-    decisions = iter(_decisions(plan, claims, watches))
+    anytime = judge_stopped(claims, evidence, plan.confidence_of_run)
+    return [
+        d if c else d._replace(p_low=a.p_low, p_high=a.p_high)
+        for d, a, c in zip(judge(counted, plan.confidence_of_run), anytime, complete, strict=True)
+    ]
+
+
+def _cells(plan: Plan, made: ledger.Runs, sampled: Sequence[_Sampled]) -> list[dict]:
+    decisions = iter(_decisions(plan, sampled))
     cells = []
-    rows = zip(plan.cases, runs, tallies, watches, seconds, strict=True)
-    for case, run, tally, watch, spent in rows:
+    for case, s in zip(plan.cases, sampled, strict=True):
+        tally = s.tally
         facts = _facts(case, tally)
-        facts |= _whole_distribution(plan, case, tally)
-        facts["smallest_eps"] = None if made.exploratory else _smallest_eps(plan, tally, watch)
+        facts |= _whole_distribution(plan, case, s)
+        facts["smallest_eps"] = None if made.exploratory else _smallest_eps(plan, s)
         for eps, source in case.eps:
             counts, decision = tally.counts(eps), next(decisions)
             if made.exploratory:
@@ -228,17 +178,18 @@ def _cells(
                     **counts._asdict(),
                     **decision._asdict(),
                     "by_theorem": CERTIFIED if proved else None,
-                    "block": run.block,
-                    "seconds": spent,
+                    "block": s.block,
+                    "seconds": s.seconds,
                 }
             )
     return plain(cells)
 
 
-def _whole_distribution(plan: Plan, case: Case, tally: Tally) -> dict[str, Any]:
+def _whole_distribution(plan: Plan, case: Case, sampled: _Sampled) -> dict[str, Any]:
     """Limits at all epsilons together, of one quantile, of the mean gap and of the mean change in
-    accuracy; null unless the trials were fixed."""
-    if plan.until_decided:
+    accuracy; null unless the trials were fixed, and are complete."""
+    tally = sampled.tally
+    if plan.until_decided or not sampled.complete:
         return dict.fromkeys(
             (
                 "survival",
@@ -264,11 +215,14 @@ def _whole_distribution(plan: Plan, case: Case, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _smallest_eps(plan: Plan, tally: Tally, watch: _Watch) -> float | None:
+def _smallest_eps(plan: Plan, sampled: _Sampled) -> float | None:
     """The least epsilon of a case that passes, tested from the largest down."""
+    tally = sampled.tally
     falling = sorted(tally.eps, reverse=True)
     if plan.until_decided:
-        p_values = [math.exp(-watch.evidence[eps].holds) for eps in falling]
+        p_values = [math.exp(-sampled.watch.evidence[eps].holds) for eps in falling]
+    elif not sampled.complete:
+        return None
     else:
         failures = [tally.counts(eps).not_close for eps in falling]
         p_values = p_value_at_most(failures, tally.trials, plan.delta)

@@ -1,0 +1,164 @@
+"""Tallies as bytes and back: canonical JSON, so that equal tallies are equal bytes."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxprune.engine.sums import BUCKETS, Distribution, ExactSum, Histogram, Integers, Moments
+from jaxprune.engine.tally import WORST_KEPT, Tally
+
+_COUNTS = ("trials", "nonfinite", "target_correct", "pruned_correct")
+_HISTOGRAMS = ("lower", "upper", "sampled")
+_MOMENTS = ("squared", "capped_lower", "capped_upper")
+_DISTRIBUTIONS = ("mean", "relative")
+
+
+def canonical(value: Any) -> bytes:
+    """Plain data as JSON that is the same for equal data."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode()
+
+
+def pack(tally: Tally) -> bytes:
+    """A tally without its questions: epsilons, cap and number of labelled inputs."""
+    return canonical(
+        {
+            "close": tally.close,
+            "far": tally.far,
+            "changes": tally.changes.counts,
+            "worst": tally.worst,
+            **{name: getattr(tally, name) for name in _COUNTS},
+            **{name: _histogram(getattr(tally, name)) for name in _HISTOGRAMS},
+            **{name: _moments(getattr(tally, name)) for name in _MOMENTS},
+            **{name: _distribution(getattr(tally, name)) for name in _DISTRIBUTIONS},
+        }
+    )
+
+
+def unpack(data: bytes, empty: Tally) -> Tally:
+    """The tally of bytes that `pack` made.
+
+    Args:
+      data: whatever a file holds.
+      empty: a tally of the same questions, of no trial.
+
+    Raises:
+      ValueError: the bytes are no tally, or contradict themselves.
+    """
+    try:
+        plain = read_json(data)
+        tally = Tally(
+            eps=empty.eps,
+            cap=empty.cap,
+            labelled=empty.labelled,
+            close=tuple(map(_count, plain.pop("close"))),
+            far=tuple(map(_count, plain.pop("far"))),
+            changes=Integers(
+                tuple((_integer(v), _count(n)) for v, n in plain.pop("changes")),
+            ),
+            worst=tuple((_finite(gap), _count(trial)) for gap, trial in plain.pop("worst")),
+            **{name: _count(plain.pop(name)) for name in _COUNTS},
+            **{name: _read_histogram(plain.pop(name)) for name in _HISTOGRAMS},
+            **{name: _read_moments(plain.pop(name)) for name in _MOMENTS},
+            **{name: _read_distribution(plain.pop(name)) for name in _DISTRIBUTIONS},
+        )
+        _check(tally, plain)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
+        raise ValueError(f"no tally: {type(e).__name__} {str(e)[:100]}") from None
+    return tally
+
+
+def _check(tally, rest):
+    counted = [int(getattr(tally, name).counts.sum()) for name in _HISTOGRAMS]
+    asked = len(tally.eps)
+    sound = (
+        not rest
+        and len(tally.close) == len(tally.far) == asked
+        and all(c + f <= tally.finite for c, f in zip(tally.close, tally.far, strict=True))
+        and counted == [tally.finite] * 3
+        and len(tally.worst) == min(tally.finite, WORST_KEPT)
+        and tally.squared.count == tally.finite
+    )
+    if not sound:
+        raise ValueError("its counts contradict one another")
+
+
+def _histogram(h: Histogram):
+    (filled,) = np.nonzero(h.counts)
+    return [filled.tolist(), h.counts[filled].tolist()]
+
+
+def _read_histogram(plain):
+    buckets, counts = ([_count(x) for x in column] for column in plain)
+    if len(buckets) != len(counts) or sorted(set(buckets)) != buckets or 0 in counts:
+        raise ValueError("no histogram")
+    found = np.zeros(BUCKETS, np.int64)
+    if buckets and buckets[-1] < BUCKETS:
+        found[buckets] = counts
+    elif buckets:
+        raise ValueError("no histogram")
+    return Histogram(found)
+
+
+# Sums are integers of up to 2,200 bits; hexadecimal text is read and written in linear time.
+
+
+def _moments(m: Moments):
+    return [m.count, hex(m.total.units), hex(m.squares.units)]
+
+
+def _read_moments(plain):
+    count, total, squares = plain
+    return Moments(_count(count), ExactSum(int(total, 16)), ExactSum(int(squares, 16)))
+
+
+def _distribution(d: Distribution):
+    return [_histogram(d.histogram), _moments(d.moments), d.infinite]
+
+
+def _read_distribution(plain):
+    histogram, moments, infinite = plain
+    return Distribution(_read_histogram(histogram), _read_moments(moments), _count(infinite))
+
+
+def _integer(value):
+    if type(value) is not int or abs(value) >= 2**63:
+        raise ValueError(f"{str(value)[:40]}: an integer is needed")
+    return value
+
+
+def _count(value):
+    if _integer(value) < 0:
+        raise ValueError(f"{value}: a count is needed")
+    return value
+
+
+def _finite(value):
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{str(value)[:40]}: a number is needed")
+    return float(value)
+
+
+def _refuse(name):
+    raise ValueError(f"{name} is not strict JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def read_json(data: str | bytes) -> Any:
+    """Strict JSON: no NaN, no infinity, no key twice.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        return json.loads(data, parse_constant=_refuse, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deep") from None

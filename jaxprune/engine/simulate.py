@@ -1,0 +1,126 @@
+"""Simulations: all blocks of a run, tallied."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxprune import bits, validation
+from jaxprune.engine.blocks import run_blocks
+from jaxprune.engine.run import Run, prepare
+from jaxprune.engine.tally import Tally
+from jaxprune.gaps import LinfBall, UnitBall
+from jaxprune.laws import Law
+from jaxprune.networks import Network
+from jaxprune.pruning import Amount, Pruning
+from jaxprune.types import Params
+
+
+def simulate(
+    network: Network,
+    targets: Law | Params,
+    pruning: Pruning,
+    amount: Amount,
+    *,
+    eps: Sequence[float],
+    trials: int = 1000,
+    layers: str | Sequence[str] | Callable[[str], bool] = "middle",
+    domain: UnitBall | LinfBall | np.ndarray | None = None,
+    labelled: tuple[np.ndarray, np.ndarray] | None = None,
+    seed: int = 0,
+    stream: str = bits.STANDARD,
+    block: int | None = None,
+    until: Callable[[Tally], bool] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Tally:
+    """Samples pairs of target and pruned network and sorts their gaps at each epsilon.
+
+    Args:
+      network: the architecture.
+      targets: a law to sample targets from, or given ones: one array `(trials, *weight_shape)` a
+        layer, so that trial i prunes network i.
+      pruning: the method, `magnitude`, `random` or `bernoulli`.
+      amount: `Fraction`, `Sublinear` or `Count`, of every pruned layer.
+      eps: the epsilons, positive, fixed before sampling.
+      trials: how many independent pairs.
+      layers: which layers are pruned, see `networks.select_layers`.
+      domain: `UnitBall(...)`, `LinfBall(...)`, or `(n, *in_shape)` inputs over which the gap is
+        taken.
+      labelled: `((m, *in_shape), (m,))` inputs and classes on which accuracy is counted.
+      seed: from 0 to 2^32 - 1.
+      stream: of random bits; "threefry-20" has those of `jax.random`, "threefry-13" is faster.
+        Each is a stream of its own: the same seed gives other weights and masks.
+      block: trials in one compiled program; by default from a memory budget. Gaps agree between
+        blocks to the guard band, weights and masks to the bit.
+      until: called after each block with the tally so far, which is of the first trials without a
+        gap; sampling ends where it is true. A verdict then needs `statistics.judge_stopped`.
+      progress: called after each block with the number of trials done.
+
+    Returns:
+      The tally; `statistics.judge` turns its counts into a verdict.
+
+    Raises:
+      ValueError: an argument outside its range, or a network that does not fit in memory.
+    """
+    run = prepare(
+        network,
+        targets,
+        pruning,
+        amount,
+        trials=trials,
+        layers=layers,
+        domain=domain,
+        labelled=labelled,
+        seed=seed,
+        stream=stream,
+        block=block,
+    )
+    return tally_run(run, eps, progress, until)
+
+
+class Tallied(NamedTuple):
+    """A block that was run and tallied; see `blocks.Done`."""
+
+    block: int
+    tally: Tally
+    device: jax.Device
+
+
+def empty_tally(run: Run, eps: Sequence[float], cap: float = math.inf) -> Tally:
+    """Of no trial yet; see `Tally` for the cap."""
+    if not isinstance(eps, Sequence | np.ndarray) or not len(eps):
+        raise ValueError(f"eps = {eps!r}: a list of at least one number is needed")
+    eps = tuple(validation.real("eps", e, 0.0, math.inf) for e in eps)
+    labelled = 0 if run.numbers.labelled is None else len(run.numbers.labelled[1])
+    return Tally(eps, cap=cap, labelled=labelled)
+
+
+def tally_blocks(
+    run: Run,
+    empty: Tally,
+    blocks: Iterable[int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[Tallied]:
+    """`run_blocks`, tallied block by block as `empty` asks."""
+    for done in run_blocks(run, blocks, devices):
+        tally = Tally.of(empty.eps, done.ids, done.trials, empty.labelled, empty.cap)
+        yield Tallied(done.block, tally, done.device)
+
+
+def tally_run(
+    run: Run,
+    eps: Sequence[float],
+    progress: Callable[[int], None] | None = None,
+    until: Callable[[Tally], bool] | None = None,
+) -> Tally:
+    """Runs all blocks and tallies them; see `simulate`."""
+    tally = empty_tally(run, eps)
+    for done in tally_blocks(run, tally):
+        tally += done.tally
+        if progress:
+            progress(tally.trials)
+        if until and until(tally):
+            break
+    return tally

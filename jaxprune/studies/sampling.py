@@ -1,0 +1,277 @@
+"""Sampling of a plan into a store: what is missing, block by block, until it is all there.
+
+A run may be cut into parts, each the work of one process: part i of n has every n-th block, so that
+the blocks up to the first missing one grow while all parts are at work. Processes meet in files
+alone: one that dies takes nothing with it.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxprune import engine, validation
+from jaxprune.engine import Store, Tally
+from jaxprune.engine.packing import pack
+from jaxprune.statistics import Evidence
+from jaxprune.studies import cases, trained
+from jaxprune.studies import plan as plans
+from jaxprune.studies.ahead import compiling_ahead
+from jaxprune.studies.plan import Case, Plan
+from jaxprune.studies.result import Progress, environment, identity
+from jaxprune.types import BrokenInvariant, Params
+
+LEAST_AUDIT = 30
+"""Blocks: a device that spoils one block in ten is found with probability 1 - .9^30 = .958."""
+
+Report = Callable[[Progress], None]
+
+
+class Part(NamedTuple):
+    """Every `of`-th block of each case, from block `number - 1` on."""
+
+    number: int
+    of: int
+
+    def __str__(self):
+        return f"{self.number} of {self.of}"
+
+
+WHOLE = Part(1, 1)
+
+
+def about(plan: Plan, part: Part = WHOLE) -> dict[str, Any]:
+    """What a store says of its run."""
+    return {
+        "plan": plan.source,
+        "plan_hash": plan.hash,
+        "identity": identity(),
+        "environment": environment(plan.seed),
+        "part": part,
+    }
+
+
+def reopened(store: Store) -> tuple[Plan, Part]:
+    """The plan and the part of a store that was read.
+
+    Raises:
+      ValueError: it does not hold them, or the plan is not what its hash says.
+    """
+    known = store.about
+    try:
+        plan, part = plans.parse(known["plan"]), Part(*known["part"])
+        validation.integer("part", part.of, 1, 2**20)
+        validation.integer("part", part.number, 1, part.of)
+        if plan.hash != known["plan_hash"] or not isinstance(known["identity"], Mapping):
+            raise ValueError("its plan is not the one that it was begun with")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"run = {str(store.path)!r}: {error}") from None
+    return plan, part
+
+
+def check_same(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuses, with a ValueError that names the fields, what differs from `mine`."""
+    fields = sorted({*mine, *theirs})
+    differing = [f for f in fields if mine.get(f) != theirs.get(f)]
+    if differing:
+        told = ", ".join(f"{f} = {theirs.get(f)!r} (needed: {mine.get(f)!r})" for f in differing)
+        raise ValueError(f"{name}: the run was begun with another identity: {told}")
+
+
+def check_identity(store: Store) -> None:
+    """Refuses, with a ValueError, a run that this program and machine would go on differently."""
+    check_same(f"run = {str(store.path)!r}", identity(), store.about["identity"])
+
+
+class Watch:
+    """Looks at a case's claims after each block; true once all of them are decided."""
+
+    def __init__(self, case: Case, plan: Plan):
+        claims = sum(len(case.eps) for case in plan.cases)
+        # Bonferroni decides when to stop: what it decides Holm and e-BH do.
+        self.level = (1.0 - plan.confidence_of_run) / claims
+        self.evidence = {eps: Evidence() for eps, _ in case.eps}
+        self.delta, self.correction = plan.delta, plan.correction
+
+    def __call__(self, tally: Tally) -> bool:
+        self.evidence = {
+            eps: evidence.look(tally.counts(eps), self.delta)
+            for eps, evidence in self.evidence.items()
+        }
+        return all(e.decides(self.level, self.correction) for e in self.evidence.values())
+
+
+class _Prefix:
+    """A case's tally up to the first missing block, looked at after each block."""
+
+    def __init__(self, store: Store, number: int, watch: Watch):
+        self.store, self.number, self.watch = store, number, watch
+        self.tally, self.next, self.decided = store.empty(number), 0, False
+        self.ahead = set(store.blocks(number))
+
+    def advance(self, block: int | None = None) -> bool:
+        """After one more block; whether all claims are decided."""
+        self.ahead |= set() if block is None else {block}
+        while self.next in self.ahead and not self.decided:
+            self.ahead.remove(self.next)
+            self.tally += self.store.get(self.number, self.next)
+            self.next += 1
+            self.decided = self.watch(self.tally)
+        return self.decided
+
+
+def sample(
+    plan: Plan,
+    store: Store,
+    progress: Report | None = None,
+    *,
+    part: Part = WHOLE,
+    seconds: float = math.inf,
+) -> None:
+    """Runs the blocks of a part of a plan that the store lacks.
+
+    Args:
+      plan: what is sampled.
+      store: where blocks are kept, each once it is done.
+      progress: called after every block.
+      part: whose blocks.
+      seconds: after which sampling ends, whatever is missing; a block in work is dropped.
+    """
+    deadline = time.monotonic() + seconds
+    work = {case: cases.seconds(case) for case in plan.cases}
+    jobs = cases.trainings(plan)
+    training_work = {job: 4.0 + 0.05 * count for job, count in jobs.items()}
+    total = sum(training_work.values()) + sum(work.values())
+    finished = 0.0
+
+    def report(doing, work, share):
+        if progress:
+            progress(Progress(doing, finished + work * share, total))
+
+    targets: dict[tuple, Params] = {}
+    for (network, recipe), count in jobs.items():
+        job, doing = (network, recipe), f"training {count} networks: {network}"
+        report(doing, training_work[job], 0.0)
+        targets[job] = trained.train(
+            network,
+            recipe,
+            count,
+            plan.seed,
+            progress=lambda n, d=doing, w=training_work[job], c=count: report(d, w, n / c),
+        )
+        finished += training_work[job]
+    runs = [
+        as_noted(store, number, cases.prepare(case, plan, targets))
+        for number, case in enumerate(plan.cases)
+    ]
+    with compiling_ahead(runs):
+        for number, (case, run) in enumerate(zip(plan.cases, runs, strict=True)):
+            if time.monotonic() >= deadline:
+                return
+            advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
+            _sample_case(plan, store, number, run, part, deadline, advance)
+            finished += work[case]
+
+
+def _sample_case(plan, store, number, run, part, deadline, advance):
+    case = plan.cases[number]
+    start = time.perf_counter()
+    if number not in store.cases:
+        run = engine.fitted(run)
+    empty = cases.empty_tally(case)
+    run = store.begin(number, run, empty)
+    kept = store.blocks(number)
+    trials = len(kept) * run.block
+    advance(min(trials, case.trials))
+    # A part knows nothing of the blocks between its own.
+    watched = plan.until_decided and part.of == 1
+    prefix = _Prefix(store, number, Watch(case, plan)) if watched else None
+    if prefix and prefix.advance():
+        return
+    for done in engine.tally_blocks(run, empty, _missing(run, part, kept)):
+        now = time.perf_counter()
+        store.add(number, done.block, done.tally, device_name(done.device), now - start)
+        start, trials = now, trials + done.tally.trials
+        advance(min(trials, case.trials))
+        if (prefix and prefix.advance(done.block)) or time.monotonic() >= deadline:
+            return
+
+
+def _missing(run: engine.Run, part: Part, kept: Sequence[int]) -> Iterator[int]:
+    there = set(kept)
+    return (b for b in run.blocks[part.number - 1 :: part.of] if b not in there)
+
+
+def is_complete(plan: Plan, store: Store, part: Part = WHOLE) -> bool:
+    """Whether no block of a part is missing, or needed any more."""
+    return all(_case_complete(plan, store, i, part) for i in range(len(plan.cases)))
+
+
+def _case_complete(plan, store, number, part):
+    noted = store.cases.get(number)
+    if noted is None:
+        return False
+    wanted = range(-(-noted["trials"] // noted["block"]))[part.number - 1 :: part.of]
+    if len(store.blocks(number)) == len(wanted):
+        return True
+    return plan.until_decided and any(map(Watch(plan.cases[number], plan), store.prefix(number)))
+
+
+def device_name(device: jax.Device) -> str:
+    """Host and number of a device, as blocks are signed with."""
+    return f"{platform.node()} {device.platform}:{device.id}"
+
+
+def audit(plan: Plan, store: Store, share: float) -> int:
+    """Runs some blocks once more, on another device if there is one, and compares every bit.
+
+    Args:
+      plan: the store's.
+      store: a run's.
+      share: of all blocks, drawn from the plan's seed; at least `LEAST_AUDIT` blocks.
+
+    Returns:
+      How many blocks were run again.
+
+    Raises:
+      ValueError: a share outside (0, 1].
+      BrokenInvariant: a block came out otherwise. All blocks of the device that made it are
+        dropped; `sample` makes them anew.
+    """
+    share = validation.real("audit", share, 0.0, 1.0 + 1e-9)
+    there = [(i, block) for i in store.cases for block in store.blocks(i)]
+    count = min(len(there), max(math.ceil(share * len(there)), LEAST_AUDIT))
+    drawn = np.random.default_rng((plan.seed, len(there))).choice(len(there), count, replace=False)
+    chosen = {there[k] for k in drawn}
+    targets = cases.trained_targets(plan, {i for i, _ in chosen})
+    for number, case in enumerate(plan.cases):
+        makers: dict[str, list[int]] = {}
+        for block, _, device, _ in store.rows(number) if number in store.cases else ():
+            if (number, block) in chosen:
+                makers.setdefault(device, []).append(block)
+        if not makers:
+            continue
+        run, empty = (
+            as_noted(store, number, cases.prepare(case, plan, targets)),
+            store.empty(number),
+        )
+        for maker, blocks in makers.items():
+            others = [d for d in jax.local_devices() if device_name(d) != maker]
+            for done in engine.tally_blocks(run, empty, blocks, others or None):
+                if pack(done.tally) != pack(store.get(number, done.block)):
+                    dropped = store.void(maker)
+                    raise BrokenInvariant(
+                        f"audit: case {number}, block {done.block} of {maker} came out otherwise; "
+                        f"its {dropped} blocks are dropped, resume makes them anew"
+                    )
+    return count
+
+
+def as_noted(store: Store, number: int, run: engine.Run) -> engine.Run:
+    """In the blocks that were noted when the case was begun."""
+    noted = store.cases.get(number)
+    return run._replace(block=noted["block"], chunk=noted["chunk"]) if noted else run
