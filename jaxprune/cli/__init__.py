@@ -3,9 +3,20 @@
 import argparse
 
 from jaxprune import __version__
-from jaxprune.cli import bound, common, frontier, rare, threshold, verify
+from jaxprune.cli import (
+    bound,
+    common,
+    frontier,
+    merge,
+    rare,
+    replay,
+    resume,
+    threshold,
+    verify,
+)
+from jaxprune.cli.stopping import Stopped, stopped_by_signals
 
-COMMANDS = (verify, bound, frontier, threshold, rare)
+COMMANDS = (verify, resume, merge, replay, bound, frontier, threshold, rare)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     common.keep_programs()
     try:
-        return args.run(args)
-    except KeyboardInterrupt:
-        return common.fail("interrupted, nothing written", common.INTERRUPTED)
+        with stopped_by_signals():
+            return args.run(args)
+    except (Stopped, KeyboardInterrupt) as stop:
+        status = getattr(stop, "status", common.INTERRUPTED)
+        return common.fail("interrupted, nothing written", status)

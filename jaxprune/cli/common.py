@@ -83,8 +83,8 @@ def carry_out(
     out = args.out or Path(time.strftime(f"{args.command}-%Y%m%d-%H%M%S"))
     started = time.perf_counter()
     try:
-        _check_outputs(out, args.json)
-        with _progress_bar() as advance:
+        check_outputs(out, args.json)
+        with progress_bar() as advance:
             result = study(advance)
     except ValueError as error:
         return fail(error, BAD_INPUT)
@@ -127,7 +127,8 @@ def print_safely(show: Callable[[Console], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _check_outputs(out: Path, json: Path | None) -> None:
+def check_outputs(out: Path, json: Path | None) -> None:
+    """Refuses paths of results that exist or cannot be made, before anything is computed."""
     check_new("out", out)
     if json:
         check_new("json", json)
@@ -151,7 +152,7 @@ def check_new(name: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable]:
+def progress_bar() -> Iterator[Callable]:
     """Yields a study's progress callback; draws nothing where there is no terminal."""
     columns = (
         BarColumn(24),

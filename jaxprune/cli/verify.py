@@ -2,13 +2,15 @@
 
 import argparse
 import textwrap
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jaxprune import report
-from jaxprune.cli import common
+from jaxprune import validation
+from jaxprune.cli import common, running
+from jaxprune.studies import cases, kept
 from jaxprune.studies import plan as plans
-from jaxprune.studies.verify import verify
+from jaxprune.studies.sampling import WHOLE, Part
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -36,20 +38,52 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         action="store_true",
         help="end a simulation once its claims are decided; N is then a budget",
     )
+    command.add_argument(
+        "--part",
+        metavar="I/N",
+        help="only every N-th block, from the I-th on; see merge",
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="go on with the run in DIR, if it is there"
+    )
+    running.add_sampling(command)
     common.add_outputs(command, "verify")
     return command
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit status."""
+    try:
+        if args.resume and args.out is None:
+            raise ValueError("resume: needs --out, the folder of the run")
+        with running.processes(args) as process:
+            part = process or _part(args.part)
+            folder = args.out or Path(time.strftime("verify-%Y%m%d-%H%M%S"))
+            return running.run_kept(args, folder, lambda: _opened(args, folder, part))
+    except ValueError as error:
+        return common.fail(error, common.BAD_INPUT)
 
-    def study(advance):
-        plan = plans.load(
-            args.plan, trials=args.trials, seed=args.seed, until_decided=args.until_decided
-        )
-        return verify(plan, advance, folder=args.out.parent if args.out else Path())
 
-    return common.carry_out(args, study, report.write_folder, report.render, "report.html")
+def _opened(args, folder, part):
+    plan = plans.load(
+        args.plan, trials=args.trials, seed=args.seed, until_decided=args.until_decided
+    )
+    shared = args.resume or part.of > 1
+    if not shared or not folder.is_dir():
+        common.check_outputs(folder, args.json)
+    cases.check_memory(plan)
+    return kept.begin(plan, folder, part, resume=args.resume)
+
+
+def _part(text: str | None) -> Part:
+    if text is None:
+        return WHOLE
+    try:
+        number, of = (int(word) for word in text.split("/"))
+        of = validation.integer("part", of, 1, 2**20)
+        return Part(validation.integer("part", number, 1, of), of)
+    except ValueError:
+        raise ValueError(f"part = {text!r}: I/N with I from 1 to N is needed") from None
 
 
 def _plan_help() -> str:

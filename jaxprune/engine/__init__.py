@@ -2,7 +2,7 @@
 
 from jaxprune.engine.account import LayerAccount, layer_account
 from jaxprune.engine.blocks import Done, run_blocks
-from jaxprune.engine.programs import Block, compiled_block, fitted
+from jaxprune.engine.programs import Block, compiled_block, draw, fitted
 from jaxprune.engine.rare import ENDS, rare_failure
 from jaxprune.engine.run import Run, prepare
 from jaxprune.engine.simulate import Tallied, empty_tally, simulate, tally_blocks, tally_run
@@ -25,6 +25,7 @@ __all__ = [
     "Tally",
     "Trial",
     "compiled_block",
+    "draw",
     "empty_tally",
     "fitted",
     "layer_account",

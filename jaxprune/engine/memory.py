@@ -1,7 +1,12 @@
 """How many trials one block holds, from a budget of bytes."""
 
+import bisect
+import contextlib
+import dataclasses
 import math
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
@@ -21,11 +26,24 @@ MAX_BLOCK = 4096
 _FLOAT = 4
 
 
+_limit: int | None = None
+
+
+def set_limit(limit: int | None) -> None:
+    """Bytes that this process's runs may use on each device; None for 80 % of what it has."""
+    global _limit
+    _limit = limit
+
+
 def device_bytes(device: jax.Device) -> int:
-    """Memory that a run may use: 80 % of what the device, or the host of a CPU, has."""
+    """Memory that a run may use: `set_limit`, or 80 % of what the device, or a CPU's host, has."""
+    if _limit is not None:
+        return _limit
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if not limit:
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        with contextlib.suppress(OSError, ValueError):  # a container's, where there is one
+            limit = min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return int(0.8 * limit)
 
 
@@ -68,21 +86,57 @@ def _multiplier_floats(network: Network) -> int:
 
 
 def check(design: Design, inputs: int, device: jax.Device, targets: int = 0) -> None:
-    """Refuses, with a ValueError, a network of which one trial does not fit on the device.
+    """Refuses, before anything is allocated, a network of which one trial does not fit.
 
     Args:
       design: the trial.
       inputs: how many inputs pass through the network at once.
       device: where it runs.
       targets: given networks that lie there beside it.
+
+    Raises:
+      ValueError: it does not fit; the message names the largest that does.
     """
-    needed, limit = trial_bytes(design, inputs), device_bytes(device)
-    needed += _FLOAT * targets * sum(design.network.weight_counts)
-    if needed > limit:
-        raise ValueError(
-            f"{design.network}: a trial needs about {needed / 2**30:.1f} GiB, "
-            f"at most {limit / 2**30:.1f} GiB is allowed here"
-        )
+    limit = device_bytes(device)
+    needed = _needed(design, inputs, targets)
+    if needed <= limit:
+        return
+    most = f"at most {limit / 2**30:.1f} GiB is allowed here"
+    one = f"{design.network}: a trial needs about {needed / 2**30:.1f} GiB"
+    if targets and _needed(design, inputs, 1) <= limit:
+        fitting = largest(lambda n: _needed(design, inputs, n) <= limit, targets)
+        raise ValueError(f"{one} beside {targets} targets, {most}: {fitting} targets fit")
+    scales = range(1, 1025)
+    fits = lambda scale: _needed(_scaled(design, scale / 1024), inputs, targets) <= limit
+    fitting = largest(fits, len(scales))
+    hint = f": {_scaled(design, fitting / 1024).network} fits" if fitting else ""
+    raise ValueError(f"{one}, {most}{hint}")
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, if smaller ones do; 0 for none."""
+    return bisect.bisect_left(range(1, most + 1), True, key=lambda n: not fits(n))
+
+
+def _needed(design, inputs, targets):
+    return trial_bytes(design, inputs) + _FLOAT * targets * sum(design.network.weight_counts)
+
+
+def _scaled(design: Design, share: float) -> Design:
+    """The same design with every width times a share."""
+    less = lambda d: max(1, int(d * share))
+
+    def layer(one):
+        if isinstance(one, Conv):
+            return dataclasses.replace(one, c_in=less(one.c_in), c_out=less(one.c_out))
+        image = (less(one.image[0]), *one.image[1:]) if one.image else ()
+        d_in = math.prod(image) if image else less(one.d_in)
+        return dataclasses.replace(one, d_in=d_in, d_out=less(one.d_out), image=image)
+
+    network = design.network
+    in_shape = (less(network.in_shape[0]), *network.in_shape[1:])
+    layers = tuple(layer(one) for one in network.layers)
+    return dataclasses.replace(design, network=Network(layers, network.activation, in_shape))
 
 
 def in_flight(design: Design, inputs: int, chunk: int, device: jax.Device) -> int:

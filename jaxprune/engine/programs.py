@@ -15,7 +15,7 @@ import numpy as np
 from jaxprune.engine import memory
 from jaxprune.engine.precision import FULL, check_products
 from jaxprune.engine.run import Run
-from jaxprune.engine.trial import Numbers, Trial, draw_pair, measure_pair
+from jaxprune.engine.trial import Numbers, Trial, draw_masked, draw_pair, measure_pair
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -81,6 +81,20 @@ class Block(NamedTuple):
             return self.measure(numbers, high, low)
         pairs = self.draw(_to_draw(numbers), high, low)
         return self.measure(pairs, numbers.rows, numbers.labelled)
+
+
+_draw_masked = jax.jit(draw_masked, static_argnums=0)
+
+
+def draw(run: Run, trial: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Weights of a trial's target and, of the same shapes, whether each is kept."""
+    words = np.uint32(trial >> 32), np.uint32(trial & 0xFFFFFFFF)
+    _, params, masks = _draw_masked(run.design, _to_draw(run.numbers), words)
+    kept = [
+        np.ones(w.shape, bool) if m is None else np.asarray(m)
+        for w, m in zip(params, masks, strict=True)
+    ]
+    return [np.asarray(w) for w in params], kept
 
 
 def _to_draw(numbers):

@@ -73,7 +73,7 @@ class Store:
             store._db.execute(f"PRAGMA application_id = {_APPLICATION}")
             store._db.execute(f"PRAGMA user_version = {FORMAT}")
             store._insert("about", 0, about)
-        store.about = about
+        store.about = read_json(canonical(about))
         return store
 
     @classmethod
@@ -174,6 +174,15 @@ class Store:
     def _packed(self, case, block):
         where = "SELECT tally FROM blocks WHERE case_id=? AND block=?"
         return self._db.execute(where, (case, block)).fetchone()[0]
+
+    def take(self, other: "Store") -> None:
+        """Copies all cases and blocks of another store of the same run."""
+        with self._writing():
+            for case in other.cases.keys() - self.cases.keys():
+                self._insert("cases", case, other.cases[case])
+                self._cases[case] = other.cases[case]
+            rows = other._db.execute("SELECT * FROM blocks")
+            self._db.executemany("INSERT INTO blocks VALUES (?,?,?,?,?,?,?)", rows)
 
     def get(self, case: int, block: int) -> Tally:
         """A block that is there."""

@@ -65,6 +65,11 @@ class Tally:
     changes: Integers = field(default=Integers(), repr=False)
     worst: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
+    def __post_init__(self):
+        for name in ("close", "far"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (0,) * len(self.eps))
+
     @staticmethod
     def of(
         eps: Sequence[float],
@@ -286,7 +291,7 @@ def _capped(bounds, cap):
 
 
 def _add(a, b):
-    return tuple(x + y for x, y in zip(a, b, strict=True)) if a and b else a or b
+    return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
 def _largest(pairs):

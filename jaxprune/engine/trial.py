@@ -137,14 +137,21 @@ def masks(
     return tuple(mask(i, w) if pruned else None for i, (w, pruned) in layers)
 
 
-def draw_pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:
-    """Samples and prunes the target of one trial."""
+def draw_masked(
+    design: Design, numbers: Numbers, trial: TrialId
+) -> tuple[Key, Params, tuple[jax.Array | None, ...]]:
+    """Samples one trial's target and its masks; the first is the key of the trial's inputs."""
     layers = len(design.network.layers)
     drawn = keys.trial_keys(numbers.root, keys.TRIAL_PURPOSES, layers, trial)
     params = target(design, numbers, trial, drawn[keys.WEIGHTS])
     chex.assert_shape(params, design.network.weight_shapes)
-    removed = removed_part(params, masks(design, numbers, params, drawn[keys.MASK]))
-    return Pair(drawn[keys.INPUTS, 0], params, removed)
+    return drawn[keys.INPUTS, 0], params, masks(design, numbers, params, drawn[keys.MASK])
+
+
+def draw_pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:
+    """Samples and prunes the target of one trial."""
+    key, params, kept = draw_masked(design, numbers, trial)
+    return Pair(key, params, removed_part(params, kept))
 
 
 def measurement(

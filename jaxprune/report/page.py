@@ -44,21 +44,28 @@ _COLUMNS = (
 
 
 def write_folder(result: dict[str, Any], folder: Path) -> None:
-    """Writes `result.json` and `report.html` into a new or empty folder, the numbers first."""
+    """Writes `result.json` and `report.html` into a run's folder, the numbers first.
+
+    Those of the same run, of fewer trials, are replaced.
+    """
     folder.mkdir(exist_ok=True)
-    write_json(result, folder / "result.json")
+    _write(_json(result), folder / "result.json")
     _write(page(result), folder / "report.html")
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
     """Writes strict JSON to a new file."""
-    _write(json.dumps(result, allow_nan=False, ensure_ascii=False, indent=1) + "\n", path)
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, "exists", str(path))
+    _write(_json(result), path)
+
+
+def _json(result):
+    return json.dumps(result, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 
 def _write(text, path):
-    """To a new file, which appears whole or not at all."""
-    if path.exists():
-        raise FileExistsError(errno.EEXIST, "exists", str(path))
+    """To a file that appears whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, "utf-8")
     part.replace(path)

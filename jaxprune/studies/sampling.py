@@ -75,11 +75,14 @@ def reopened(store: Store) -> tuple[Plan, Part]:
 
 def check_same(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Refuses, with a ValueError that names the fields, what differs from `mine`."""
-    fields = sorted({*mine, *theirs})
-    differing = [f for f in fields if mine.get(f) != theirs.get(f)]
-    if differing:
-        told = ", ".join(f"{f} = {theirs.get(f)!r} (needed: {mine.get(f)!r})" for f in differing)
-        raise ValueError(f"{name}: the run was begun with another identity: {told}")
+    if fields := differing(mine, theirs):
+        told = ", ".join(f"{f} = {theirs.get(f)!r} (needed: {mine.get(f)!r})" for f in fields)
+        raise ValueError(f"{name}: another run by {told}")
+
+
+def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Names of the fields in which two records differ."""
+    return [f for f in sorted({*mine, *theirs}) if mine.get(f) != theirs.get(f)]
 
 
 def check_identity(store: Store) -> None:

@@ -1,0 +1,63 @@
+"""`jaxprune replay`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from jaxprune import report
+from jaxprune.cli import common
+from jaxprune.engine import Store
+from jaxprune.report import replay as words
+from jaxprune.studies import kept, sampling
+from jaxprune.studies.replay import Replay, replay
+from jaxprune.types import BrokenInvariant
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Adds the command's grammar."""
+    command = commands.add_parser(
+        "replay",
+        help="rebuild one trial of a run: its pair, its bounds",
+        description="Rebuilds one pair of target and pruned network, brackets its gap in the block "
+        "in which it was sampled, and compares the block with what is kept.",
+    )
+    add = command.add_argument
+    add("run_path", type=Path, metavar="RUN", help="its folder, or the file of a part")
+    add("--trial", type=int, required=True, metavar="ID", help="as worst_trials in result.json")
+    add("--case", type=int, metavar="N", help="as case in result.json, if there are several")
+    add("--save", type=Path, metavar="FILE", help="weights and masks as safetensors")
+    add("--json", type=Path, metavar="FILE", help="a copy of what is printed")
+    return command
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        for name in ("save", "json"):
+            if path := getattr(args, name):
+                common.check_new(name, path)
+        with Store.open(kept.one_store(args.run_path)) as store:
+            plan, _ = sampling.reopened(store)
+            found = replay(plan, store, args.trial, args.case)
+        if args.save:
+            _save(found, args.save)
+        if args.json:
+            report.write_json(found.facts, args.json)
+    except ValueError as error:
+        return common.fail(error, common.BAD_INPUT)
+    except BrokenInvariant as error:
+        return common.fail(f"broken invariant: {error}", common.BROKEN_INVARIANT)
+    except OSError as error:
+        return common.fail(f"{error.filename}: {error.strerror}", common.ENVIRONMENT)
+    common.print_safely(lambda console: words.render(found.facts, console))
+    return 0
+
+
+def _save(found: Replay, path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {f"{name}.weight": w for name, w in found.weights.items()}
+    tensors |= {f"{name}.mask": mask for name, mask in found.masks.items()}
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, {"jaxprune": json.dumps(found.facts)})
+    part.replace(path)

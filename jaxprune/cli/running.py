@@ -1,0 +1,156 @@
+"""What `verify`, `resume` and `merge` share: a run that is kept, sampled, judged and shown."""
+
+import argparse
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from jaxprune import report, validation
+from jaxprune.cli import common
+from jaxprune.cli.stopping import Stopped
+from jaxprune.engine import Store, memory
+from jaxprune.studies import kept, sampling
+from jaxprune.studies.kept import Kept
+from jaxprune.studies.sampling import Part
+from jaxprune.studies.verify import judged
+from jaxprune.types import BrokenInvariant
+
+
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    """The options of a command that samples."""
+    add = command.add_argument
+    add("--seconds", type=float, metavar="S", help="stop sampling after S seconds")
+    add(
+        "--audit", type=float, metavar="SHARE", help="run this share of the blocks, at least "
+        f"{sampling.LEAST_AUDIT}, once more and compare every bit"
+    )  # fmt: skip
+    add("--memory", type=float, metavar="GIB", help="of each device (80 %% of what it has)")
+    add(
+        "--distributed", nargs="*", metavar="X", help="be one process of several, each with a "
+        "part: no X under SLURM or on a TPU pod, else ADDRESS:PORT PROCESSES PROCESS"
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def processes(args: argparse.Namespace) -> Iterator[Part | None]:
+    """Joins the other processes if `--distributed` says so; yields this one's part."""
+    if args.memory is not None:
+        gibibytes = validation.real("memory", args.memory, 0.0, 2**20)
+        memory.set_limit(int(gibibytes * 2**30))
+    try:
+        if args.distributed is None:
+            yield None
+            return
+        _join(args.distributed)
+        yield Part(jax.process_index() + 1, jax.process_count())
+    finally:
+        memory.set_limit(None)
+
+
+def _join(given):
+    if len(given) not in (0, 3):
+        raise ValueError(f"distributed = {' '.join(given)!r}: ADDRESS:PORT PROCESSES PROCESS")
+    try:
+        if not given:
+            jax.distributed.initialize()
+            return
+        count = validation.integer("processes", int(given[1]), 1, 2**20)
+        process = validation.integer("process", int(given[2]), 0, count - 1)
+        jax.distributed.initialize(given[0], count, process)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"distributed = {' '.join(given)!r}: {error}") from None
+
+
+def run_kept(
+    args: argparse.Namespace, folder: Path, opened: Callable[[], Kept], *, sample: bool = True
+) -> int:
+    """Samples a run that is kept, judges it, writes its files, prints its table.
+
+    Args:
+      args: with `json` and, to sample, the options of `add_sampling`.
+      folder: of the run.
+      opened: opens the run, once everything else has been checked; a ValueError is bad input.
+      sample: whether to run the blocks that are missing.
+
+    Returns:
+      The exit status.
+    """
+    started = time.perf_counter()
+    try:
+        if args.json:
+            common.check_new("json", args.json)
+        seconds = math.inf
+        if sample and args.seconds is not None:
+            seconds = validation.real("seconds", args.seconds, 0.0, math.inf)
+        if sample and args.audit is not None:
+            validation.real("audit", args.audit, 0.0, 1.0 + 1e-9)
+        store, plan, part, made = opened()
+    except ValueError as error:
+        return common.fail(error, common.BAD_INPUT)
+    except OSError as error:
+        return common.fail(f"{error.filename or folder}: {error.strerror}", common.ENVIRONMENT)
+    goes_on = f"jaxprune resume {store.path if part.of > 1 else folder} goes on"
+    try:
+        with store:
+            _tell_damaged(store)
+            audited = None
+            if sample:
+                with common.progress_bar() as advance:
+                    sampling.sample(plan, store, advance, part=part, seconds=seconds)
+                    if args.audit is not None:
+                        audited = sampling.audit(plan, store, args.audit)
+            if part.of > 1:
+                return _end_of_part(args, folder, store, plan, part)
+            result = judged(plan, store, made, audited=audited)
+        report.write_folder(result, folder)
+        if args.json:
+            report.write_json(result, args.json)
+    except ValueError as error:
+        return common.fail(error, common.BAD_INPUT)
+    except BrokenInvariant as error:
+        return common.fail(f"broken invariant: {error}", common.BROKEN_INVARIANT)
+    except OSError as error:
+        reason = f"{error.filename or folder}: {error.strerror}"
+        return common.fail(f"{reason}; what was done is kept, {goes_on}", common.ENVIRONMENT)
+    except (Stopped, KeyboardInterrupt) as stop:
+        status = getattr(stop, "status", common.INTERRUPTED)
+        return common.fail(f"stopped; what was done is kept, {goes_on}", status)
+    spent = time.perf_counter() - started
+
+    def show(console):
+        report.render(result, console)
+        if not result["blocks"]["complete"]:
+            print(f"\nBlocks are missing: {goes_on}.")
+        files = f"{folder}/result.json: every number; {folder}/report.html: the plots."
+        print(f"\n{spent:.0f} s. {files}")
+
+    common.print_safely(show)
+    return 0
+
+
+def _tell_damaged(store: Store) -> None:
+    if store.damaged:
+        told = ", ".join(f"case {case} block {block}" for case, block in store.damaged[:10])
+        more = f" and {len(store.damaged) - 10} more" if len(store.damaged) > 10 else ""
+        print(f"jaxprune: damaged and dropped: {told}{more}", file=sys.stderr)
+
+
+def _end_of_part(args, folder, store, plan, part) -> int:
+    """Says what there is of a part; the first of several processes waits for all and merges."""
+    complete = sampling.is_complete(plan, store, part)
+    store.close()
+    state = "complete" if complete else "blocks are missing"
+    print(f"part {part}: {state}, in {store.path}; jaxprune merge {folder} judges all parts")
+    if args.distributed is None:
+        return 0
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("parts are complete")
+    if jax.process_index():
+        return 0
+    return run_kept(args, folder, lambda: kept.merge([folder], folder), sample=False)
