@@ -21,6 +21,10 @@ from jaxprune.studies.verify import judged
 from jaxprune.types import BrokenInvariant
 
 
+_PATIENCE = 30 * 24 * 3600
+"""Seconds that a process which has done its part waits for the slowest."""
+
+
 def add_sampling(command: argparse.ArgumentParser) -> None:
     """The options of a command that samples."""
     add = command.add_argument
@@ -57,11 +61,11 @@ def _join(given):
         raise ValueError(f"distributed = {' '.join(given)!r}: ADDRESS:PORT PROCESSES PROCESS")
     try:
         if not given:
-            jax.distributed.initialize()
+            jax.distributed.initialize(shutdown_timeout_seconds=_PATIENCE)
             return
         count = validation.integer("processes", int(given[1]), 1, 2**20)
         process = validation.integer("process", int(given[2]), 0, count - 1)
-        jax.distributed.initialize(given[0], count, process)
+        jax.distributed.initialize(given[0], count, process, shutdown_timeout_seconds=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"distributed = {' '.join(given)!r}: {error}") from None
 
@@ -148,9 +152,7 @@ def _end_of_part(args, folder, store, plan, part) -> int:
     print(f"part {part}: {state}, in {store.path}; jaxprune merge {folder} judges all parts")
     if args.distributed is None:
         return 0
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices("parts are complete")
-    if jax.process_index():
+    jax.distributed.shutdown()  # waits for all
+    if part.number > 1:
         return 0
     return run_kept(args, folder, lambda: kept.merge([folder], folder), sample=False)

@@ -98,7 +98,7 @@ def rare_failure(
     validation.instance("plan", plan, Splitting, "a Splitting(...)")
     run = prepare(network, law, pruning, amount, layers=layers, domain=domain, seed=seed)
     # Latents of the population and of its copies, here and on the device.
-    memory.check(run.design, _inputs(run), jax.devices()[0], targets=4 * plan.particles)
+    memory.check(run.design, _inputs(run), jax.local_devices()[0], targets=4 * plan.particles)
     what = f"P({end} end of the gap > {eps:g})"
     return estimate(
         problem(run, end, plan.kill),

@@ -88,7 +88,7 @@ def prepare(
     if labelled is not None:
         labelled = _labelled(*labelled, network)
         inputs = max(inputs, len(labelled[0]))
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     memory.check(design, inputs, device, 0 if law else trials)
     numbers = Numbers(
         root,

@@ -105,6 +105,10 @@ class Store:
 
     def close(self) -> None:
         """Writes all to the one file, and lets other processes have it."""
+        if self._lock:
+            # Without its log beside it, a file may be read from another host, or copied.
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA journal_mode = DELETE")
         self._db.close()
         if self._lock:
             self._lock.release()

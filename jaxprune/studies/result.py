@@ -45,7 +45,7 @@ def law_source(law: Law) -> dict[str, Any]:
 
 def environment(seed: int) -> dict[str, Any]:
     """Versions, device and stream: with the plan, what a run's numbers depend on."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "jaxprune": jaxprune.__version__,
         "jax": jax.__version__,
