@@ -20,7 +20,6 @@ from jaxprune.studies.sampling import Part
 from jaxprune.studies.verify import judged
 from jaxprune.types import BrokenInvariant
 
-
 _PATIENCE = 30 * 24 * 3600
 """Seconds that a process which has done its part waits for the slowest."""
 

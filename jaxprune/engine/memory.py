@@ -18,11 +18,12 @@ CPU_CHUNK_BYTES = {"rows": 4 * 2**20, "ball": 16 * 2**20}
 """Past the caches, more trials at once only cost page faults on a CPU; a bracket over a ball is a
 long sequence of small products, and gains by more trials at once."""
 
-BLOCK_BYTES, BLOCK_CHUNKS = 2**28, 16
-"""A block over rows is at least so much written in turn, some hundredths of a second, and so many
-chunks: memory is new with each call, and at width 1,024 its first use cost a third of the time."""
+BLOCK_BYTES, BLOCK_CHUNKS = 2**32, 16
+"""A block over rows is at least so much written in turn, some tenths of a second, and so many
+chunks: to tally and keep a block takes less than a hundredth of that, memory is new with each
+call, and at width 1,024 its first use cost a third of the time."""
 
-MAX_BLOCK = 4096
+MAX_CHUNK, MAX_BLOCK = 2**12, 2**16
 _FLOAT = 4
 
 
@@ -152,14 +153,14 @@ def chunk_size(design: Design, inputs: int, device: jax.Device) -> int:
         budget = CPU_CHUNK_BYTES["ball" if design.ball else "rows"]
     else:
         budget = device_bytes(device) // 4
-    return _fitting(design, inputs, budget)
+    return _fitting(design, inputs, budget, MAX_CHUNK)
 
 
 def block_size(design: Design, inputs: int, chunk: int) -> int:
     """Trials over rows in one call, chunk by chunk; a power of two, at least 16 chunks."""
-    return max(BLOCK_CHUNKS * chunk, _fitting(design, inputs, BLOCK_BYTES))
+    return max(BLOCK_CHUNKS * chunk, _fitting(design, inputs, BLOCK_BYTES, MAX_BLOCK))
 
 
-def _fitting(design, inputs, budget):
-    fitting = max(1, min(MAX_BLOCK, budget // trial_bytes(design, inputs)))
+def _fitting(design, inputs, budget, most):
+    fitting = max(1, min(most, budget // trial_bytes(design, inputs)))
     return 2 ** int(math.log2(fitting))

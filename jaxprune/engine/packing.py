@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.engine.sums import BUCKETS, Distribution, ExactSum, Histogram, Integers, Moments
+from jaxprune.engine.sums import Distribution, ExactSum, Histogram, Integers, Moments
 from jaxprune.engine.tally import WORST_KEPT, Tally
 
+_BUCKETS = 2**16
 _COUNTS = ("trials", "nonfinite", "target_correct", "pruned_correct")
 _HISTOGRAMS = ("lower", "upper", "sampled")
 _MOMENTS = ("squared", "capped_lower", "capped_upper")
@@ -27,7 +28,7 @@ def pack(tally: Tally) -> bytes:
         {
             "close": tally.close,
             "far": tally.far,
-            "changes": tally.changes.counts,
+            "changes": _integers(tally.changes),
             "worst": tally.worst,
             **{name: getattr(tally, name) for name in _COUNTS},
             **{name: _histogram(getattr(tally, name)) for name in _HISTOGRAMS},
@@ -55,9 +56,7 @@ def unpack(data: bytes, empty: Tally) -> Tally:
             labelled=empty.labelled,
             close=tuple(map(_count, plain.pop("close"))),
             far=tuple(map(_count, plain.pop("far"))),
-            changes=Integers(
-                tuple((_integer(v), _count(n)) for v, n in plain.pop("changes")),
-            ),
+            changes=_read_integers(plain.pop("changes")),
             worst=tuple((_finite(gap), _count(trial)) for gap, trial in plain.pop("worst")),
             **{name: _count(plain.pop(name)) for name in _COUNTS},
             **{name: _read_histogram(plain.pop(name)) for name in _HISTOGRAMS},
@@ -71,7 +70,7 @@ def unpack(data: bytes, empty: Tally) -> Tally:
 
 
 def _check(tally, rest):
-    counted = [int(getattr(tally, name).counts.sum()) for name in _HISTOGRAMS]
+    counted = [getattr(tally, name).buckets.total for name in _HISTOGRAMS]
     asked = len(tally.eps)
     sound = (
         not rest
@@ -85,21 +84,31 @@ def _check(tally, rest):
         raise ValueError("its counts contradict one another")
 
 
+def _integers(found: Integers):
+    return [found.values.tolist(), found.counts.tolist()]
+
+
+def _read_integers(plain):
+    values, counts = [_integer(v) for v in plain[0]], [_count(n) for n in plain[1]]
+    if (
+        len(plain) != 2
+        or len(values) != len(counts)
+        or sorted(set(values)) != values
+        or 0 in counts
+    ):
+        raise ValueError("counts of integers are needed")
+    return Integers(np.array(values, np.int64), np.array(counts, np.int64))
+
+
 def _histogram(h: Histogram):
-    (filled,) = np.nonzero(h.counts)
-    return [filled.tolist(), h.counts[filled].tolist()]
+    return _integers(h.buckets)
 
 
 def _read_histogram(plain):
-    buckets, counts = ([_count(x) for x in column] for column in plain)
-    if len(buckets) != len(counts) or sorted(set(buckets)) != buckets or 0 in counts:
-        raise ValueError("no histogram")
-    found = np.zeros(BUCKETS, np.int64)
-    if buckets and buckets[-1] < BUCKETS:
-        found[buckets] = counts
-    elif buckets:
-        raise ValueError("no histogram")
-    return Histogram(found)
+    buckets = _read_integers(plain)
+    if len(buckets.values) and not 0 <= buckets.values[0] <= buckets.values[-1] < _BUCKETS:
+        raise ValueError("a histogram is needed")
+    return Histogram(buckets)
 
 
 # Sums are integers of up to 2,200 bits; hexadecimal text is read and written in linear time.

@@ -1,14 +1,53 @@
 """Counts and sums that merge exactly, in any order and grouping."""
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from jaxprune import validation
 
-BUCKETS = 2**16
+_NONE = np.zeros(0, np.int64)
+_NONE.setflags(write=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Integers:
+    """How often each integer occurred.
+
+    Attributes:
+      values: int64, rising.
+      counts: int64, how often each occurred, at least once.
+    """
+
+    values: np.ndarray = field(default_factory=lambda: _NONE)
+    counts: np.ndarray = field(default_factory=lambda: _NONE)
+
+    @staticmethod
+    def of(values: np.ndarray) -> "Integers":
+        return Integers(*np.unique(np.asarray(values, np.int64), return_counts=True))
+
+    def __add__(self, other: "Integers") -> "Integers":
+        values, place = np.unique(np.concatenate([self.values, other.values]), return_inverse=True)
+        counts = np.zeros(len(values), np.int64)
+        np.add.at(counts, place, np.concatenate([self.counts, other.counts]))
+        return Integers(values, counts)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Integers)
+            and np.array_equal(self.values, other.values)
+            and np.array_equal(self.counts, other.counts)
+        )
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return int(self.counts.sum())
+
+    def each(self) -> np.ndarray:
+        """All of them, sorted."""
+        return np.repeat(self.values, self.counts)
 
 
 @dataclass(frozen=True)
@@ -16,18 +55,17 @@ class Histogram:
     """Counts of non-negative float32 numbers by their top 16 bits: buckets 0.8 % wide.
 
     Attributes:
-      counts: int64 `(65536,)`.
+      buckets: those top bits.
     """
 
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(BUCKETS, np.int64))
+    buckets: Integers = field(default_factory=Integers)
 
     @staticmethod
     def of(values: np.ndarray) -> "Histogram":
-        buckets = np.asarray(values, np.float32).view(np.uint32) >> 16
-        return Histogram(np.bincount(buckets, minlength=BUCKETS).astype(np.int64))
+        return Histogram(Integers.of(np.asarray(values, np.float32).view(np.uint32) >> 16))
 
     def __add__(self, other: "Histogram") -> "Histogram":
-        return Histogram(self.counts + other.counts)
+        return Histogram(self.buckets + other.buckets)
 
     def quantile(self, p: float, total: int, *, above: bool) -> float:
         """The p-quantile of `total` numbers, of which those not counted here are infinite.
@@ -44,10 +82,10 @@ class Histogram:
 
     def ranked(self, rank: int, *, above: bool) -> float:
         """The number of a rank, the smallest having rank 1; as `quantile`."""
-        cumulative = np.cumsum(self.counts)
-        if rank > cumulative[-1]:
+        cumulative = np.cumsum(self.buckets.counts)
+        if not len(cumulative) or rank > cumulative[-1]:
             return math.inf
-        bucket = int(np.searchsorted(cumulative, rank))
+        bucket = int(self.buckets.values[np.searchsorted(cumulative, rank)])
         edges = np.array([bucket << 16, (bucket << 16) | 0xFFFF], np.uint32).view(np.float32)
         return float(edges[int(above and bucket > 0)])
 
@@ -108,27 +146,6 @@ class Moments:
         mean = self.total.over(n)
         variance = max(0.0, self.squares.over(n) - mean**2)
         return mean, math.sqrt(variance / (n - 1)) if n > 1 else math.nan
-
-
-@dataclass(frozen=True)
-class Integers:
-    """How often each integer occurred: `((value, count), ...)`, rising."""
-
-    counts: tuple[tuple[int, int], ...] = ()
-
-    @staticmethod
-    def of(values: np.ndarray) -> "Integers":
-        found, counts = np.unique(np.asarray(values, np.int64), return_counts=True)
-        return Integers(tuple(zip(found.tolist(), counts.tolist(), strict=True)))
-
-    def __add__(self, other: "Integers") -> "Integers":
-        total = Counter(dict(self.counts))
-        total.update(dict(other.counts))
-        return Integers(tuple(sorted(total.items())))
-
-    def values(self) -> np.ndarray:
-        """All of them, sorted."""
-        return np.repeat(*np.array(self.counts, np.int64).reshape(-1, 2).T)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Tally:
     capped_lower: Moments = field(default=Moments(), repr=False)
     capped_upper: Moments = field(default=Moments(), repr=False)
     labelled: int = 0
-    changes: Integers = field(default=Integers(), repr=False)
+    changes: Integers = field(default_factory=Integers, repr=False)
     worst: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
     def __post_init__(self):
@@ -249,7 +249,7 @@ class Tally:
         """
         if not self.labelled:
             raise ValueError("labelled = 0: labelled inputs are needed for an accuracy")
-        values = self.changes.values() / self.labelled
+        values = self.changes.each() / self.labelled
         values = np.concatenate([values, np.full(self.nonfinite, np.nan)])
         values = np.random.default_rng(seed).permutation(values)
         planned = max(1, self.trials)
