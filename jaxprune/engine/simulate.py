@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxprune import bits, validation
-from jaxprune.engine.blocks import run_blocks
+from jaxprune.engine.blocks import Done, run_blocks
 from jaxprune.engine.run import Run, prepare
 from jaxprune.engine.tally import Tally
 from jaxprune.gaps import LinfBall, UnitBall
@@ -81,11 +81,10 @@ def simulate(
 
 
 class Tallied(NamedTuple):
-    """A block that was run and tallied; see `blocks.Done`."""
+    """A block that was run and tallied."""
 
-    block: int
+    done: Done
     tally: Tally
-    device: jax.Device
 
 
 def empty_tally(run: Run, eps: Sequence[float], cap: float = math.inf) -> Tally:
@@ -106,7 +105,7 @@ def tally_blocks(
     """`run_blocks`, tallied block by block as `empty` asks."""
     for done in run_blocks(run, blocks, devices):
         tally = Tally.of(empty.eps, done.ids, done.trials, empty.labelled, empty.cap)
-        yield Tallied(done.block, tally, done.device)
+        yield Tallied(done, tally)
 
 
 def tally_run(
@@ -117,8 +116,8 @@ def tally_run(
 ) -> Tally:
     """Runs all blocks and tallies them; see `simulate`."""
     tally = empty_tally(run, eps)
-    for done in tally_blocks(run, tally):
-        tally += done.tally
+    for _, more in tally_blocks(run, tally):
+        tally += more
         if progress:
             progress(tally.trials)
         if until and until(tally):

@@ -31,6 +31,7 @@ CREATE TABLE cases (id INTEGER PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT 
 CREATE TABLE blocks (case_id INTEGER NOT NULL, block INTEGER NOT NULL, trials INTEGER NOT NULL,
  tally TEXT NOT NULL, device TEXT NOT NULL, seconds REAL NOT NULL, sha256 TEXT NOT NULL,
  PRIMARY KEY (case_id, block)) WITHOUT ROWID;
+CREATE TABLE errors (case_id INTEGER NOT NULL, device TEXT NOT NULL, error REAL NOT NULL);
 CREATE TABLE verdicts (id INTEGER PRIMARY KEY, time TEXT NOT NULL, text TEXT NOT NULL);
 """
 
@@ -187,6 +188,8 @@ class Store:
                 self._cases[case] = other.cases[case]
             rows = other._db.execute("SELECT * FROM blocks")
             self._db.executemany("INSERT INTO blocks VALUES (?,?,?,?,?,?,?)", rows)
+            rows = other._db.execute("SELECT * FROM errors")
+            self._db.executemany("INSERT INTO errors VALUES (?,?,?)", rows)
 
     def get(self, case: int, block: int) -> Tally:
         """A block that is there."""
@@ -226,6 +229,16 @@ class Store:
         """Drops all blocks of a device; returns how many."""
         with self._writing():
             return self._db.execute("DELETE FROM blocks WHERE device=?", (device,)).rowcount
+
+    def note_error(self, case: int, device: str, error: float) -> None:
+        """Keeps what float32 costs a case's distances on a device, see `engine.float32_error`."""
+        with self._writing():
+            self._db.execute("INSERT INTO errors VALUES (?,?,?)", (case, device, error))
+
+    def float32_error(self, case: int) -> float | None:
+        """The largest error noted; None if none is."""
+        query = "SELECT max(error) FROM errors WHERE case_id=?"
+        return self._db.execute(query, (case,)).fetchone()[0]
 
     # --- verdicts
 
@@ -272,6 +285,9 @@ class Store:
         self.about = self._records("about").get(0)
         if not isinstance(self.about, Mapping):
             raise ValueError("damaged: it does not say what it is about")
+        for case, device, error in self._db.execute("SELECT * FROM errors"):
+            if not (isinstance(device, str) and isinstance(error, float) and 0 <= error < math.inf):
+                raise ValueError(f"damaged: errors of case {case}")
         self._cases = {id: _checked_case(id, noted) for id, noted in self._records("cases").items()}
         for *row, checksum in self._db.execute("SELECT * FROM blocks"):
             case, block, trials, packed, device, seconds = row

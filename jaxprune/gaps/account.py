@@ -17,7 +17,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import inputs
 from jaxprune.gaps import norms
 from jaxprune.gaps.ascent import ascend
 from jaxprune.gaps.difference import Removed, difference
@@ -119,7 +118,7 @@ def worst_input(
     domain: UnitBall, key: Key, network: Network, params: Params, removed: Removed
 ) -> jax.Array:
     """The input of the unit ball with the largest `||F - f||` that sampling and ascent find."""
-    x = inputs.sphere(key, domain.samples, network.in_shape)
+    x = domain.draw(key, network.in_shape)
     values = lengths(difference(network, params, removed, x))
     values, x = ascend(network, params, removed, x, values, domain.starts, domain.steps)
     return x[..., jnp.argmax(values)]

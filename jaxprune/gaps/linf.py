@@ -65,6 +65,22 @@ class LinfBall:
     def __str__(self):
         return f"linf ball of radius {self.radius:g}, outputs in {self.output}"
 
+    @property
+    def reach(self) -> np.float32:
+        """The radius as far as float32 goes: the vertices are to be in the cube."""
+        radius = np.float32(self.radius)
+        inward = np.nextafter(radius, np.float32(0.0))
+        return inward if float(radius) > self.radius else radius
+
+    def draw(self, key: Key, in_shape: tuple[int, ...]) -> jax.Array:
+        """Random vertices, columns `(*in_shape, samples)`."""
+        bits = random_bits(key, (self.samples, *in_shape))
+        return jnp.moveaxis(jnp.where(bits >> 31 == 0, self.reach, -self.reach), 0, -1)
+
+    def length(self, d: jax.Array) -> jax.Array:
+        """The norm `output` of each column."""
+        return _NORMS[self.output][0](d)
+
 
 def measure_linf_ball(
     domain: LinfBall, key: Key, network: Network, params: Params, removed: Removed
@@ -75,22 +91,18 @@ def measure_linf_ball(
     float32; the upper end is a theorem in floating point (`interval_bounds`).
     """
     length, direction = _NORMS[domain.output]
-    radius = np.float32(domain.radius)
-    if float(radius) > domain.radius:  # the vertices are to be in the cube
-        radius = np.nextafter(radius, np.float32(0.0))
 
     def at(x):
         return difference(network, params, removed, x)
 
-    bits = random_bits(key, (domain.samples, *network.in_shape))
-    x = jnp.moveaxis(jnp.where(bits >> 31 == 0, radius, -radius), 0, -1)
+    x = domain.draw(key, network.in_shape)
     outputs, differences = evaluate(network, params, removed, x)
     _, starts = jax.lax.top_k(length(differences), domain.starts)
 
     def to_vertex(x, g):
         # The vertex that maximises the linearised norm. Where the network is linear between both
         # points the norm does not fall, as it is convex. A feature without effect stays.
-        return jnp.where(g == 0, x, radius * jnp.sign(g))
+        return jnp.where(g == 0, x, domain.reach * jnp.sign(g))
 
     values, _ = climb(at, length, direction, stateless(to_vertex), x[..., starts], domain.steps)
     upper = getattr(interval_bounds(network, params, removed, domain.radius), domain.output)

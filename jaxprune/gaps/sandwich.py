@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 
 from jaxprune import inputs, validation
@@ -36,6 +37,14 @@ class UnitBall:
     def __str__(self):
         return "unit ball"
 
+    def draw(self, key: Key, in_shape: tuple[int, ...]) -> jax.Array:
+        """Random inputs on the sphere, columns `(*in_shape, samples)`."""
+        return inputs.sphere(key, self.samples, in_shape)
+
+    def length(self, d: jax.Array) -> jax.Array:
+        """Euclidean norm of each column."""
+        return lengths(d)
+
 
 def measure_ball(
     domain: UnitBall, key: Key, network: Network, params: Params, removed: Removed
@@ -45,7 +54,7 @@ def measure_ball(
     The lower end is the largest distance that sampling and ascent meet, evaluated in float32; the
     upper end is a theorem in floating point (`multiplier_bound`).
     """
-    x = inputs.sphere(key, domain.samples, network.in_shape)
+    x = domain.draw(key, network.in_shape)
     outputs, differences = evaluate(network, params, removed, x)
     values = lengths(differences)
     found, _ = ascend(network, params, removed, x, values, domain.starts, domain.steps)

@@ -102,7 +102,8 @@ def page(result: dict[str, Any]) -> str:
             for row in result["exponents"]
             if row["experiment"] == title
         ]
-    rows = {"plan hash": plan["hash"], **environment}
+    tallies = result["blocks"]["tallies"]
+    rows = {"plan hash": plan["hash"], "hash of all counts": tallies, **environment}
     parts += [
         "<h2>Plan and environment</h2><div class='wide'><table>",
         *(f"<tr><td>{_text(key)}</td><td>{_text(value)}</td></tr>" for key, value in rows.items()),

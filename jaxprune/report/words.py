@@ -99,6 +99,7 @@ def caption(result: dict[str, Any]) -> list[str]:
         f"Verdicts ({test} over all {len(result['cells'])} claims, which may share trials): "
         f"{right}.",
         *_slopes(result),
+        *_blocks(result),
         _runs(result),
     ]
 
@@ -110,6 +111,27 @@ def _slopes(result):
             f"Slopes: weighted least squares in log width, Student's limits at {confidence} each; "
             f"bent: a power law does not fit (p ≤ {SIGNIFICANCE:g}), and the limits are those of "
             "no law."
+        )
+
+
+def _blocks(result):
+    """What float32 costs, which blocks were run twice, and what is missing."""
+    errors = [cell["float32_error"] for cell in result["cells"]]
+    errors = [error for error in errors if error is not None]
+    line = ""
+    if errors:
+        line = (
+            f"Float32 against float64, on a few trials of each case: distances differ by at most "
+            f"{number_up(max(errors))} of themselves, the band around ε is 10⁻⁴. "
+        )
+    if audited := result["blocks"]["audited"]:
+        line += f"{audited} blocks were run twice and came out the same to the last bit. "
+    if line:
+        yield line.rstrip()
+    if not result["blocks"]["complete"]:
+        yield (
+            "Blocks are missing: a case counts up to the first missing one. Where trials were to "
+            "be fixed, it has no verdict yet, and its limits are those of a confidence sequence."
         )
 
 

@@ -195,13 +195,26 @@ def _sample_case(plan, store, number, run, part, deadline, advance):
     prefix = _Prefix(store, number, Watch(case, plan)) if watched else None
     if prefix and prefix.advance():
         return
-    for done in engine.tally_blocks(run, empty, _missing(run, part, kept)):
-        now = time.perf_counter()
-        store.add(number, done.block, done.tally, device_name(done.device), now - start)
-        start, trials = now, trials + done.tally.trials
+    measured = False
+    for done, tally in engine.tally_blocks(run, empty, _missing(run, part, kept)):
+        now, device = time.perf_counter(), device_name(done.device)
+        store.add(number, done.block, tally, device, now - start)
+        if not measured:
+            measured = True
+            _measure_error(store, number, device, engine.float32_error(run, done))
+        start, trials = now, trials + tally.trials
         advance(min(trials, case.trials))
         if (prefix and prefix.advance(done.block)) or time.monotonic() >= deadline:
             return
+
+
+def _measure_error(store, number, device, error):
+    store.note_error(number, device, error)
+    if error > engine.GUARD:
+        raise BrokenInvariant(
+            f"case {number}: float32 errs by {error:.1e} on {device}, more than the guard band "
+            f"of {engine.GUARD:g}: its counts say nothing"
+        )
 
 
 def _missing(run: engine.Run, part: Part, kept: Sequence[int]) -> Iterator[int]:
@@ -264,8 +277,8 @@ def audit(plan: Plan, store: Store, share: float) -> int:
         )
         for maker, blocks in makers.items():
             others = [d for d in jax.local_devices() if device_name(d) != maker]
-            for done in engine.tally_blocks(run, empty, blocks, others or None):
-                if pack(done.tally) != pack(store.get(number, done.block)):
+            for done, tally in engine.tally_blocks(run, empty, blocks, others or None):
+                if pack(tally) != pack(store.get(number, done.block)):
                     dropped = store.void(maker)
                     raise BrokenInvariant(
                         f"audit: case {number}, block {done.block} of {maker} came out otherwise; "

@@ -69,6 +69,8 @@ class _Sampled(NamedTuple):
       complete: whether these are all trials that the plan asks for.
       block: trials of a block; None if the case was not begun.
       seconds: spent on the blocks.
+      float32_error: the largest relative error of a distance that was found; None if none was
+        looked for.
     """
 
     tally: Tally
@@ -76,6 +78,7 @@ class _Sampled(NamedTuple):
     complete: bool
     block: int | None
     seconds: float
+    float32_error: float | None
 
 
 def judged(
@@ -121,13 +124,14 @@ def judged(
 def _sampled(plan: Plan, store: Store, number: int) -> _Sampled:
     case = plan.cases[number]
     tally, watch, decided = empty_tally(case), Watch(case, plan), False
-    block, seconds = None, 0.0
+    block, seconds, error = None, 0.0, None
     if number in store.cases:
         block, seconds = store.cases[number]["block"], store.seconds(number)
+        error = store.float32_error(number)
         for tally in store.prefix(number):
             if plan.until_decided and (decided := watch(tally)):
                 break
-    return _Sampled(tally, watch, decided or tally.trials == case.trials, block, seconds)
+    return _Sampled(tally, watch, decided or tally.trials == case.trials, block, seconds, error)
 
 
 def _decisions(plan: Plan, sampled: Sequence[_Sampled]) -> list[Decision]:
@@ -179,6 +183,7 @@ def _cells(plan: Plan, made: ledger.Runs, sampled: Sequence[_Sampled]) -> list[d
                     **decision._asdict(),
                     "by_theorem": CERTIFIED if proved else None,
                     "block": s.block,
+                    "float32_error": s.float32_error,
                     "seconds": s.seconds,
                 }
             )
