@@ -160,7 +160,7 @@ def _decisions(plan: Plan, sampled: Sequence[_Sampled]) -> list[Decision]:
 def _cells(plan: Plan, made: ledger.Runs, sampled: Sequence[_Sampled]) -> list[dict]:
     decisions = iter(_decisions(plan, sampled))
     cells = []
-    for case, s in zip(plan.cases, sampled, strict=True):
+    for number, (case, s) in enumerate(zip(plan.cases, sampled, strict=True)):
         tally = s.tally
         facts = _facts(case, tally)
         facts |= _whole_distribution(plan, case, s)
@@ -173,6 +173,7 @@ def _cells(plan: Plan, made: ledger.Runs, sampled: Sequence[_Sampled]) -> list[d
             cells.append(
                 {
                     **facts,
+                    "case": number,
                     "eps": eps,
                     "eps_source": source,
                     "delta": plan.delta,
