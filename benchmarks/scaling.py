@@ -1,6 +1,7 @@
 """How the engine's time and memory grow: with trials, width, depth, cores; compilation; start.
 
-    python benchmarks/scaling.py [--what trials memory width depth devices compile import decision]
+    python benchmarks/scaling.py [--what trials memory width depth devices compile import decision
+                                         store]
                                  [--domains rows ball] [--trials 1000 10000 100000 1000000]
                                  [--widths 16 32 64 128 256 512 1024] [--depths 2 3 6 12 24 30]
                                  [--compile-depths 3 10 30] [--core-widths 64 256]
@@ -16,14 +17,16 @@ the gap over 64 fixed points of the sphere ("rows") or brackets it over `UnitBal
   width     trials per second by width
   depth     trials per second by number of layers
   devices   trials per second on one core and on all cores that this process may use; aim: 0.85
-            times the number of cores. The engine runs on the first JAX device alone, so a CPU cut
-            into virtual devices would say nothing: children are pinned to cores before they start
+            times the number of cores. A CPU cut into virtual devices would say nothing: children
+            are pinned to cores before they start
   compile   `engine.compiled_block`, tracing included, by number of layers: cold, and with JAX's
             persistent cache filled by another process; aim: 30 layers take 10 times as long as 3 at
             most. Also how many programs laws, methods and amounts of one shape need
   import    `import jaxprune` over `import jax`, the former with the latter in it; 5 rounds at least
   decision  the two claims of README's first example, looked at after each block until both are
             decided: seconds from the start of the process, by stage
+  store     milliseconds of a block: to sample, to keep it in a file, to read it when claims are
+            judged; aim: to keep takes 1 % of sampling at most
 
 Method: everything runs in fresh processes, one at a time, without a persistent cache unless that is
 measured. Compilation is timed apart and results are on the host when a clock stops. Rates are those
@@ -190,6 +193,22 @@ def measure_decision(args) -> list[Row]:
     return [row]
 
 
+def measure_store(args) -> list[Row]:
+    rows, aims = [], []
+    for domain, width in itertools.product(args.domains, (16, 64)):
+        options = {"domain": domain, "width": width}
+        runs = [ran("kept", **options, blocks=16) for _ in range(args.rounds)]
+        rows.append(options | {"block": runs[0]["block"], "bytes": runs[0]["bytes"]})
+        for name in ("sample", "keep", "read"):
+            rows[-1] |= summary(name, [1e3 * s for r in runs for s in r[name]])
+        share = 100 * rows[-1]["keep"] / rows[-1]["sample"]
+        aims.append((f"% of sampling to keep a block, {domain}, width {width}", share))
+    show(
+        "A block and the store, milliseconds", rows, "domain width block bytes", "sample keep read"
+    )
+    return rows + [aim(*found, most=1.0) for found in aims]
+
+
 def summary(name: str, values: Sequence[float]) -> Row:
     """Median, IQR in percent of it and every round."""
     low, middle, high = (float(v) for v in np.percentile(values, [25, 50, 75]))
@@ -233,6 +252,7 @@ MEASUREMENTS = {
     "compile": measure_compile,
     "import": measure_import,
     "decision": measure_decision,
+    "store": measure_store,
 }
 LISTS = {  # option: defaults and the range of its integers
     "trials": ([10**3, 10**4, 10**5, 10**6], 1, 10**9),

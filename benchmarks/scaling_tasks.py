@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 import jaxprune as jp
 from jaxprune import engine
+from jaxprune.engine.packing import pack
 from jaxprune.pruning import METHODS
 from jaxprune.statistics import Evidence, judge_stopped
 
@@ -168,6 +170,29 @@ def decision(started: float) -> Row:
     verdicts = [found.verdict for found in judge_stopped(claims, list(evidence.values()))]
     stages = {"imported": imported, "prepared": prepared_at, "compiled": compiled_at}
     return {**stages, "decided": at(), "trials": tally.trials, "verdicts": verdicts}
+
+
+def kept(domain: str, width: int, blocks: int) -> Row:
+    """Seconds of each block to sample, with all threads at once, to keep and to read."""
+    run = engine.fitted(prepared(domain, width, DEPTH))
+    empty = engine.empty_tally(run, [1.0])
+    found = []
+    engine.compiled_block(run)
+    sampling = timed(lambda: found.extend(engine.tally_blocks(run, empty, range(blocks))))
+    with tempfile.TemporaryDirectory() as folder:
+        with engine.Store.create(Path(folder) / "run.db", {}) as store:
+            store.begin(0, run, empty)
+            add = lambda done, tally: store.add(0, done.block, tally, "device", 0.0)
+            keeping = [timed(lambda pair=pair: add(*pair)) for pair in found]
+            reading = timed(lambda: sum(1 for _ in store.prefix(0))) / blocks
+    size = len(pack(found[0].tally))
+    return {
+        "block": run.block,
+        "bytes": size,
+        "sample": [sampling / blocks],
+        "keep": keeping,
+        "read": [reading],
+    }
 
 
 def timed(call: Callable[[], Any]) -> float:
