@@ -150,10 +150,11 @@ def _decisions(plan: Plan, sampled: Sequence[_Sampled]) -> list[Decision]:
         claim if c else claim._replace(counts=waiting)
         for claim, c in zip(claims, complete, strict=True)
     ]
+    decisions = judge(counted, plan.confidence_of_run)
     anytime = judge_stopped(claims, evidence, plan.confidence_of_run)
     return [
         d if c else d._replace(p_low=a.p_low, p_high=a.p_high)
-        for d, a, c in zip(judge(counted, plan.confidence_of_run), anytime, complete, strict=True)
+        for d, a, c in zip(decisions, anytime, complete, strict=True)
     ]
 
 
