@@ -64,7 +64,7 @@ class Store:
           OSError: it cannot be written.
         """
         lock = _locked(path) if path else None
-        if path and path.exists():
+        if path and cls.begun(path):
             lock.release()
             raise ValueError(f"run = {str(path)!r}: exists; a new path is needed")
         store = cls(_connect(path), path, lock)
@@ -76,6 +76,15 @@ class Store:
             store._insert("about", 0, about)
         store.about = read_json(canonical(about))
         return store
+
+    @staticmethod
+    def begun(path: Path) -> bool:
+        """Whether there is a file, other than of a process killed before it wrote anything."""
+        if not path.exists():
+            return False
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path)) as db:
+            return db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,)
+        return True
 
     @classmethod
     def open(cls, path: Path, *, write: bool = False) -> "Store":

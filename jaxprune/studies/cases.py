@@ -32,17 +32,11 @@ def empty_tally(case: Case) -> Tally:
     )
 
 
-def trained_targets(plan: Plan, cases: Collection[int]) -> dict[tuple, Params]:
-    """The networks that some cases prune, trained as for the whole plan."""
-    wanted = {
-        (plan.cases[i].network, plan.cases[i].targets)
-        for i in cases
-        if not isinstance(plan.cases[i].targets, Law)
-    }
+def trained_targets(plan: Plan, numbers: Collection[int]) -> dict[tuple, Params]:
+    """The networks that some cases prune, network i the same however many there are."""
     return {
         (network, recipe): trained.train(network, recipe, count, plan.seed)
-        for (network, recipe), count in trainings(plan).items()
-        if (network, recipe) in wanted
+        for (network, recipe), count in trainings(plan, numbers).items()
     }
 
 
@@ -78,14 +72,18 @@ def prepare(case: Case, plan: Plan, trained_targets: Mapping[tuple, Params]) -> 
     return run._replace(block=min(run.block, LOOK), chunk=min(run.chunk, LOOK))
 
 
-def trainings(plan: Plan) -> dict[tuple, int]:
-    """How many networks to train for each (network, recipe)."""
+def trainings(plan: Plan, numbers: Collection[int]) -> dict[tuple, int]:
+    """How many networks to train for each (network, recipe) that some cases prune.
+
+    As many as for all cases of the plan: programs have their number in their shapes.
+    """
     jobs: dict[tuple, int] = {}
     for case in plan.cases:
         if not isinstance(case.targets, Law):
             job = (case.network, case.targets)
             jobs[job] = max(jobs.get(job, 0), case.trials)
-    return jobs
+    wanted = {(plan.cases[i].network, plan.cases[i].targets) for i in numbers}
+    return {job: count for job, count in jobs.items() if job in wanted}
 
 
 def _design(case: Case) -> engine.Design:

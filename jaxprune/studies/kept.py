@@ -76,7 +76,7 @@ def begin(plan: Plan, folder: Path, part: Part = WHOLE, *, resume: bool = False)
       ValueError: it is there, or it is another plan's, part's or identity's; nothing is changed.
     """
     path = store_path(folder, part)
-    if resume and path.exists():
+    if resume and Store.begun(path):
         kept = reopen(path)
         with _closing_on_error(kept.store):
             theirs = {"plan": kept.plan.hash, "part": kept.part}

@@ -145,8 +145,9 @@ def sample(
       seconds: after which sampling ends, whatever is missing; a block in work is dropped.
     """
     deadline = time.monotonic() + seconds
-    work = {case: cases.seconds(case) for case in plan.cases}
-    jobs = cases.trainings(plan)
+    missing = [i for i in range(len(plan.cases)) if not _case_complete(plan, store, i, part)]
+    work = {case: cases.seconds(case) for case in (plan.cases[i] for i in missing)}
+    jobs = cases.trainings(plan, missing)
     training_work = {job: 4.0 + 0.05 * count for job, count in jobs.items()}
     total = sum(training_work.values()) + sum(work.values())
     finished = 0.0
@@ -167,14 +168,12 @@ def sample(
             progress=lambda n, d=doing, w=training_work[job], c=count: report(d, w, n / c),
         )
         finished += training_work[job]
-    runs = [
-        as_noted(store, number, cases.prepare(case, plan, targets))
-        for number, case in enumerate(plan.cases)
-    ]
+    runs = [as_noted(store, i, cases.prepare(plan.cases[i], plan, targets)) for i in missing]
     with compiling_ahead(runs):
-        for number, (case, run) in enumerate(zip(plan.cases, runs, strict=True)):
+        for number, run in zip(missing, runs, strict=True):
             if time.monotonic() >= deadline:
                 return
+            case = plan.cases[number]
             advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
             _sample_case(plan, store, number, run, part, deadline, advance)
             finished += work[case]
@@ -188,8 +187,9 @@ def _sample_case(plan, store, number, run, part, deadline, advance):
     empty = cases.empty_tally(case)
     run = store.begin(number, run, empty)
     kept = store.blocks(number)
+    told = lambda: advance(min(trials * part.of, case.trials))
     trials = len(kept) * run.block
-    advance(min(trials, case.trials))
+    told()
     # A part knows nothing of the blocks between its own.
     watched = plan.until_decided and part.of == 1
     prefix = _Prefix(store, number, Watch(case, plan)) if watched else None
@@ -203,7 +203,7 @@ def _sample_case(plan, store, number, run, part, deadline, advance):
             measured = True
             _measure_error(store, number, device, engine.float32_error(run, done))
         start, trials = now, trials + tally.trials
-        advance(min(trials, case.trials))
+        told()
         if (prefix and prefix.advance(done.block)) or time.monotonic() >= deadline:
             return
 
