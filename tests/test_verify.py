@@ -62,7 +62,9 @@ eps = [1e-6, 1e6]
 trials = 24
 """
 
+FILES = {"result.json", "report.html", "run.db", "run.db.lock"}
 CELL_KEYS = {
+    *("case", "float32_error"),
     *("experiment", "network", "law", "training", "pruning", "amount", "layers", "widths"),
     *("sparsity", "domain", "eps", "eps_source", "delta", "confidence", "trials", "budget"),
     *("close", "between", "far", "nonfinite", "p_low", "p_high", "p_value_holds"),
@@ -120,7 +122,7 @@ def result(command):
 
 def test_the_command_prints_a_table_and_writes_a_folder(command, result):
     folder, done = command
-    assert {path.name for path in (folder / "out").iterdir()} == {"result.json", "report.html"}
+    assert {path.name for path in (folder / "out").iterdir()} == FILES
     assert json.loads((folder / "out" / "result.json").read_text()) == result
     assert "\x1b" not in done.stdout and done.stderr == ""
     for word in ("holds", "violated", "convolutional", "trained", "result.json"):
@@ -292,17 +294,18 @@ def test_a_terminal_that_fails_costs_no_result(tmp_path, how):
         text=True,
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"result.json", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
-def test_an_interrupt_writes_nothing(tmp_path, monkeypatch, capsys):
+def test_an_interrupt_writes_no_result_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.verify, "verify", interrupted)
+    monkeypatch.setattr("jaxprune.studies.sampling.sample", interrupted)
     assert cli.main(["verify", "--out", "out"]) == 130
-    assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "jaxprune resume out goes on" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.db", "run.db.lock"}
 
 
 def test_help_names_every_option(capsys):

@@ -31,7 +31,7 @@ def render(facts: dict[str, Any], console: Console) -> None:
     console.print(table)
     if facts["finite"]:
         low, high = number_down(facts["lower"]), number_up(facts["upper"])
-        line(f"gap from {low} (found) to {high}; largest at random inputs {facts['sampled']:.3g}")
+        line(f"gap from {low} (found) to {high}; over the sampled inputs {facts['sampled']:.3g}")
     else:
         line("a weight or a bound is not a finite number: neither close nor far", "bold")
     line(_comparison(facts))
