@@ -3,6 +3,7 @@
 import copy
 import math
 import tomllib
+from importlib import resources
 
 import pytest
 
@@ -284,7 +285,7 @@ def test_missing_file(tmp_path):
 
 
 def test_the_documented_keys_are_the_keys_of_the_default_plan():
-    path = plans.resources.files("jaxprune.studies").joinpath("default.toml")
+    path = resources.files("jaxprune.studies").joinpath("default.toml")
     source = tomllib.loads(path.read_text())
     used = {key for experiment in source["experiment"] for key in experiment}
     assert used <= set(plans.EXPERIMENT_KEYS)
