@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxprune.report.page import write_json
 from jaxprune.report.picture import NAME, write_picture
+from jaxprune.report.words import plain
 from jaxprune.studies.result import processor
 from jaxprune.types import BrokenInvariant
 
@@ -60,7 +61,7 @@ def add_outputs(command: argparse.ArgumentParser, name: str) -> None:
 
 def fail(message: object, status: int) -> int:
     """Says in one line on stderr what is wrong; returns the exit status."""
-    print("jaxprune:", " ".join(str(message).split()), file=sys.stderr)
+    print("jaxprune:", plain(" ".join(str(message).split())), file=sys.stderr)
     return status
 
 

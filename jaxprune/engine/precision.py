@@ -12,7 +12,9 @@ FULL = "highest"
 """What `jax.default_matmul_precision` is while programs are traced."""
 
 _PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution|dot)\b.*")
-_EXACT = re.compile(r"precision = \[HIGHEST, HIGHEST\]|xf64>|complex<f64>")
+_EXACT = re.compile(
+    r"precision = \[HIGHEST, HIGHEST\]|(?:precision HIGHEST>[^>]*){2}|xf64>|complex<f64>"
+)
 
 
 def check_products(program: str) -> int:
