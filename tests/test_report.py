@@ -60,6 +60,7 @@ def cell(**changes):
         "worst_trials": [{"trial": 5, "gap": 0.06}],
         "by_theorem": None,
         "seconds": 1.0,
+        "float32_error": 2.5e-7,
     } | changes
 
 
@@ -97,6 +98,7 @@ def result():
             "correction": "holm",
         },
         "runs": {"planned": 1, "seeds": [1], "present": 1, "exploratory": False},
+        "blocks": {"complete": True, "tallies": "0" * 64, "damaged": [], "audited": None},
         "environment": {"jax": "0.0", "device": HOSTILE},
         "cells": cells,
         "exponents": [
@@ -197,6 +199,16 @@ def test_the_folder_is_new_and_strict_json(result, tmp_path):
     result["cells"][0]["eps"] = float("nan")
     with pytest.raises(ValueError, match="JSON"):
         report.write_json(result, tmp_path / "bad.json")
+
+
+def test_the_caption_says_what_blocks_show(result):
+    said = lambda: " ".join(words.caption(result))
+    assert "2.5e-07" in said() and "run twice" not in said() and "missing" not in said()
+    result["blocks"] |= {"audited": 30, "complete": False}
+    assert "30 blocks were run twice" in said() and "Blocks are missing" in said()
+    for cell in result["cells"]:
+        cell["float32_error"] = None  # of a case that was not begun
+    assert "Float32" not in said()
 
 
 @pytest.mark.parametrize("value", [None, 0.0], ids=["all infinite", "all zero"])
