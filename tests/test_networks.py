@@ -8,8 +8,9 @@ import pytest
 from scipy import signal
 
 from jaxprune import activations, networks
-from jaxprune.networks import Conv
+from jaxprune.networks import DIRECT_CHANNELS, Conv, Dense
 
+CHANNELS = [2, DIRECT_CHANNELS]
 ACTIVATIONS = [*activations.ACTIVATIONS.values(), activations.leaky_relu(0.3)]
 
 
@@ -28,23 +29,61 @@ def brute_force_convolution(layer, w, x):
 @pytest.mark.parametrize("padding", networks.PADDINGS)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
-def test_convolution(padding, stride, kernel):
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_convolution(padding, stride, kernel, channels):
     rng = np.random.default_rng(kernel)
-    layer = Conv(2, 3, kernel, (7, 6), stride, padding)
+    layer = Conv(channels, 3, kernel, (7, 6), stride, padding)
     w = rng.normal(size=layer.weight_shape).astype(np.float32)
-    x = rng.normal(size=(2, 7, 6)).astype(np.float32)
+    x = rng.normal(size=layer.in_shape).astype(np.float32)
     y = layer(w, x)
     assert y.shape == layer.out_shape
-    np.testing.assert_allclose(y, brute_force_convolution(layer, w, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, brute_force_convolution(layer, w, x), rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize("padding", networks.PADDINGS)
-def test_many_kernels_and_images_at_once_are_those_of_lax(padding):
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_gradients_of_a_convolution(padding, stride, kernel, channels):
+    """`u . y(w, x)` is linear in w and in x: its gradients have to give it back."""
+    rng = np.random.default_rng(kernel)
+    layer = Conv(channels, 3, kernel, (7, 6), stride, padding)
+    ws, other_ws = rng.normal(size=(2, 2, *layer.weight_shape)).astype(np.float32)
+    xs, other_xs = rng.normal(size=(2, 2, *layer.in_shape)).astype(np.float32)
+    us = rng.normal(size=(2, *layer.out_shape)).astype(np.float32)
+    pulled = jax.jit(jax.vmap(lambda w, x, u: jax.vjp(layer, w, x)[1](u)))(ws, xs, us)
+    for w, other_w, x, other_x, u, of_w, of_x in zip(
+        ws, other_ws, xs, other_xs, us, *pulled, strict=True
+    ):
+        y_w, y_x = (brute_force_convolution(layer, *at) for at in ((other_w, x), (w, other_x)))
+        atol = 1e-6 * np.linalg.norm(u) * np.linalg.norm(w) * np.linalg.norm(x)
+        np.testing.assert_allclose(np.sum(of_w * other_w), np.sum(u * y_w), rtol=0, atol=atol)
+        np.testing.assert_allclose(np.sum(of_x * other_x), np.sum(u * y_x), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (3, 2)], ids=str)
+def test_gradients_of_a_dense_layer(batch):
+    rng = np.random.default_rng(0)
+    layer = Dense(6, 5, image=(2, 1, 3))
+    w = rng.normal(size=(4, 5, 6)).astype(np.float32)
+    x = rng.normal(size=(4, 2, 1, 3, *batch)).astype(np.float32)
+    u = rng.normal(size=(4, 5, *batch)).astype(np.float32)
+    of_w, of_x = jax.vmap(lambda w, x, u: jax.vjp(layer, w, x)[1](u))(w, x, u)
+    columns = lambda y, rows: y.reshape(4, rows, -1).astype(np.float64)
+    us, xs = columns(u, 5), columns(x, 6)
+    np.testing.assert_allclose(of_w, us @ xs.transpose(0, 2, 1), rtol=1e-5, atol=1e-6)
+    expected = (w.transpose(0, 2, 1) @ us).reshape(x.shape)
+    np.testing.assert_allclose(of_x, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", networks.PADDINGS)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_many_kernels_and_images_at_once_are_those_of_lax(padding, channels):
     """A trial's kernels with all images as columns, under vmap over trials."""
     rng = np.random.default_rng(0)
-    layer = Conv(3, 4, 3, (8, 8), 1, padding)
+    layer = Conv(channels, 4, 3, (8, 8), 1, padding)
     w = rng.normal(size=(5, *layer.weight_shape)).astype(np.float32)
-    x = rng.normal(size=(6, 3, 8, 8)).astype(np.float32)
+    x = rng.normal(size=(6, *layer.in_shape)).astype(np.float32)
     ours = jax.jit(jax.vmap(layer, (0, None)))(w, np.moveaxis(x, 0, -1))
     pads = [layer.pads] * 2
     if padding == "CIRCULAR":
