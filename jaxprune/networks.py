@@ -22,7 +22,7 @@ from jaxprune.types import Params
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
 MAX_WEIGHTS = 2**31 - 1
 DIRECT_CHANNELS = 8
-"""From so many input channels on a CPU is faster at a convolution than at gathering patches."""
+"""From so many input channels on, a CPU is faster at a convolution than at gathered patches."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class Conv:
         if self.padding == "CIRCULAR":
             x = jnp.pad(x, [(0, 0), pads, pads] + [(0, 0)] * len(columns), mode="wrap")
             pads = (0, 0)
-        direct = self.c_in >= DIRECT_CHANNELS and _on_cpu()
+        # XLA's convolution of float64 is a plain loop on a CPU.
+        direct = self.c_in >= DIRECT_CHANNELS and w.dtype == x.dtype == jnp.float32 and _on_cpu()
         correlated = _by_convolution if direct else _by_patches
         y = correlated(self.stride, pads, w, x.reshape(*x.shape[:3], -1))
         return y.reshape(*y.shape[:3], *columns)
