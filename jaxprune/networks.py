@@ -5,7 +5,6 @@ Everything here is about ONE network. Inputs are columns: `F` maps `(*in_shape, 
 matrix product, and stays one under `vmap` over networks.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -17,12 +16,11 @@ import numpy as np
 
 from jaxprune import activations, validation
 from jaxprune.activations import Activation
+from jaxprune.products import correlate, product
 from jaxprune.types import Params
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
 MAX_WEIGHTS = 2**31 - 1
-DIRECT_CHANNELS = 8
-"""From so many input channels on, a CPU is faster at a convolution than at gathered patches."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +53,7 @@ class Dense:
         return (self.d_out,)
 
     def __call__(self, w: jax.Array, x: jax.Array) -> jax.Array:
-        return _product(w, x.reshape(self.d_in, *x.shape[len(self.in_shape) :]))
-
-
-def _on_cpu():
-    return jax.default_backend() == "cpu"
-
-
-@jax.custom_vjp
-def _product(w, x):
-    return jnp.tensordot(w, x, 1, precision=jax.lax.Precision.HIGHEST)
-
-
-def _pull_product(wx, u):
-    w, x = wx
-    # On a CPU a product that sums over the first axis of W takes up to 14 times as long as this
-    # one, and without barriers XLA would make that of it.
-    hold = jax.lax.optimization_barrier if _on_cpu() else lambda y: y
-    columns = tuple(range(1, u.ndim))
-    of_w = jnp.tensordot(u, x, (columns, columns), precision=jax.lax.Precision.HIGHEST)
-    return of_w, hold(_product(hold(u.T), w)).T
-
-
-_product.defvjp(lambda w, x: (_product(w, x), (w, x)), _pull_product)
+        return product(w, x.reshape(self.d_in, *x.shape[len(self.in_shape) :]))
 
 
 @dataclass(frozen=True)
@@ -138,69 +114,8 @@ class Conv:
         if self.padding == "CIRCULAR":
             x = jnp.pad(x, [(0, 0), pads, pads] + [(0, 0)] * len(columns), mode="wrap")
             pads = (0, 0)
-        # XLA's convolution of float64 is a plain loop on a CPU.
-        direct = self.c_in >= DIRECT_CHANNELS and w.dtype == x.dtype == jnp.float32 and _on_cpu()
-        correlated = _by_convolution if direct else _by_patches
-        y = correlated(self.stride, pads, w, x.reshape(*x.shape[:3], -1))
+        y = correlate(self.stride, pads, w, x.reshape(*x.shape[:3], -1))
         return y.reshape(*y.shape[:3], *columns)
-
-
-def _by_patches(stride, pads, w, x):
-    """One matrix product over gathered patches: under vmap over kernels it stays a batched
-    product, where a convolution would become a slow grouped one."""
-    c_out, _, kernel, _ = w.shape
-    x = jnp.pad(x, [(0, 0), pads, pads, (0, 0)])
-    rows, columns = (side - kernel + 1 for side in x.shape[1:3])
-    patches = jnp.concatenate(
-        [
-            x[:, i : i + rows : stride, j : j + columns : stride]
-            for i in range(kernel)
-            for j in range(kernel)
-        ]
-    )
-    return _product(jnp.moveaxis(w, 1, 3).reshape(c_out, -1), patches)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _by_convolution(stride, pads, w, x):
-    """XLA's convolution, of one kernel after another where `vmap` would group them, slowly."""
-    return _channels_last(w, x, stride=stride, pads=[pads] * 2)
-
-
-def _channels_last(w, x, *, stride=1, pads, dilation=1):
-    """The one layout in which XLA's convolution is fast on a CPU."""
-
-    @jax.custom_batching.sequential_vmap
-    def one(w, x):
-        y = jax.lax.conv_general_dilated(
-            jnp.transpose(x, (3, 1, 2, 0)),
-            jnp.transpose(w, (2, 3, 1, 0)),
-            (stride, stride),
-            pads,
-            (dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return jnp.transpose(y, (3, 1, 2, 0))
-
-    return one(w, x)
-
-
-def _pull_convolution(stride, pads, wx, u):
-    # XLA's own gradients leave the fast layout.
-    w, x = wx
-    before = w.shape[2] - 1 - pads[0]
-    spans = [stride * (side - 1) + 1 for side in u.shape[1:3]]
-    beyond = [side + pads[0] - span for side, span in zip(x.shape[1:3], spans, strict=True)]
-    turned = jnp.flip(jnp.swapaxes(w, 0, 1), (2, 3))
-    of_x = _channels_last(turned, u, pads=[(before, after) for after in beyond], dilation=stride)
-    _, pull = jax.vjp(lambda w: _by_patches(stride, pads, w, x), w)
-    return *pull(u), of_x
-
-
-_by_convolution.defvjp(
-    lambda stride, pads, w, x: (_by_convolution(stride, pads, w, x), (w, x)), _pull_convolution
-)
 
 
 Layer = Dense | Conv

@@ -8,7 +8,8 @@ import pytest
 from scipy import signal
 
 from jaxprune import activations, networks
-from jaxprune.networks import DIRECT_CHANNELS, Conv, Dense
+from jaxprune.networks import Conv, Dense
+from jaxprune.products import DIRECT_CHANNELS
 
 CHANNELS = [2, DIRECT_CHANNELS]
 ACTIVATIONS = [*activations.ACTIVATIONS.values(), activations.leaky_relu(0.3)]
