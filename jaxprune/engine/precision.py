@@ -12,9 +12,9 @@ FULL = "highest"
 """What `jax.default_matmul_precision` is while programs are traced."""
 
 _PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution|dot)\b.*")
-_EXACT = re.compile(
-    r"precision = \[HIGHEST, HIGHEST\]|(?:precision HIGHEST>[^>]*){2}|xf64>|complex<f64>"
-)
+_HIGHEST = re.compile(r"precision = \[HIGHEST, HIGHEST\]|(?:precision HIGHEST>[^>]*){2}")
+_BELOW = re.compile(r"x(?:bf16|f16|f8\w*)>")
+_FLOAT32 = re.compile(r"(?:x|<)f32>")
 
 
 def check_products(program: str) -> int:
@@ -24,11 +24,12 @@ def check_products(program: str) -> int:
       program: StableHLO text.
 
     Raises:
-      BrokenInvariant: a product of float32 numbers that may be computed in less precision.
+      BrokenInvariant: a product of float32 numbers that may be computed in less precision, or of
+        numbers that have less.
     """
     products = _PRODUCT.findall(program)
     for line in products:
-        operands = line.rpartition(" : ")[2]
-        if not _EXACT.search(line) and re.search(r"f32|bf16|f16", operands):
+        operands = line.rpartition(" : ")[2].partition("->")[0]
+        if _BELOW.search(operands) or (_FLOAT32.search(operands) and not _HIGHEST.search(line)):
             raise BrokenInvariant(f"a product below float32's precision: {line[:200]}")
     return len(products)
