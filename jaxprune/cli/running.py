@@ -91,7 +91,7 @@ def run_kept(
         if sample and args.seconds is not None:
             seconds = validation.real("seconds", args.seconds, 0.0, math.inf)
         if sample and args.audit is not None:
-            validation.real("audit", args.audit, 0.0, 1.0 + 1e-9)
+            validation.real("audit", args.audit, 0.0, 1.0, open=False)
         store, plan, part, made = opened()
     except ValueError as error:
         return common.fail(error, common.BAD_INPUT)

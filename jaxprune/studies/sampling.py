@@ -254,11 +254,11 @@ def audit(plan: Plan, store: Store, share: float) -> int:
       How many blocks were run again.
 
     Raises:
-      ValueError: a share outside (0, 1].
+      ValueError: a share outside [0, 1].
       BrokenInvariant: a block came out otherwise. All blocks of the device that made it are
         dropped; `sample` makes them anew.
     """
-    share = validation.real("audit", share, 0.0, 1.0 + 1e-9)
+    share = validation.real("audit", share, 0.0, 1.0, open=False)
     there = [(i, block) for i in store.cases for block in store.blocks(i)]
     count = min(len(there), max(math.ceil(share * len(there)), LEAST_AUDIT))
     drawn = np.random.default_rng((plan.seed, len(there))).choice(len(there), count, replace=False)
