@@ -261,6 +261,9 @@ def _check_activation(activation) -> None:
 
 
 def _checked(network: Network) -> Network:
+    for shape in (network.in_shape, *(layer.out_shape for layer in network.layers)):
+        if math.prod(shape) > MAX_WEIGHTS:
+            raise ValueError(f"an image of {shape} features: at most {MAX_WEIGHTS} are allowed")
     for name, count in zip(network.names, network.weight_counts, strict=True):
         if count > MAX_WEIGHTS:
             raise ValueError(f"{name} has {count} weights: at most {MAX_WEIGHTS} are allowed")

@@ -139,6 +139,8 @@ def check_outputs(out: Path, json: Path | None) -> None:
 
 def check_new(name: str, path: Path) -> None:
     """Refuses a path that exists or cannot be made, before anything is computed."""
+    if "\0" in str(path):
+        raise ValueError(f"{name} = {str(path)!r}: a name without NUL is needed")
     try:
         empty = name == "out" and path.is_dir() and not any(path.iterdir())
         taken = path.exists() and not empty

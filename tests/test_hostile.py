@@ -1,0 +1,392 @@
+"""Hostile files and absurd requests: one line, exit status 2, nothing run, nothing written."""
+
+import functools
+import html.parser
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import sqlite3
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxprune import cli, report
+from jaxprune.engine import Store
+from jaxprune.engine.packing import canonical
+from jaxprune.engine.store import _sum
+from jaxprune.report import replay as replay_words
+from jaxprune.report import words
+from jaxprune.studies import kept, runs, sampling
+from jaxprune.studies import plan as plans
+from jaxprune.studies.verify import judged, verify
+
+GOOD = """
+title = "t"
+trials = 64
+seed = 3
+
+[[experiment]]
+title = "a"
+network = "dense"
+widths = [4, 4, 3]
+layers = "all"
+law = "uniform"
+gain = 1.5
+pruning = ["random"]
+sparsity = 0.5
+eps = [0.5]
+samples = 4
+starts = 1
+steps = 2
+"""
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs a command that must be bad input, and leave the folder as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sampling, "sample", lambda *_, **__: pytest.fail("sampled"))
+
+    def run(*arguments, named=""):
+        before = sorted(os.listdir(tmp_path))
+        try:
+            status = cli.main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        said = capsys.readouterr()
+        assert status == 2 and not said.out, (arguments, status, said)
+        assert said.err.count("\n") == 1 and len(said.err) < 2000 and named in said.err, said.err
+        assert "Traceback" not in said.err and "\x1b" not in said.err
+        assert sorted(os.listdir(tmp_path)) == before
+
+    return run
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# --- files
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def pickles(folder):
+    (folder / "plain.pkl").write_bytes(pickle.dumps(Payload()))
+    np.save(folder / "a.npy", np.array([Payload()], object), allow_pickle=True)
+    np.savez(folder / "a.npz", a=np.array([Payload()], object))
+    with zipfile.ZipFile(folder / "torch.pt", "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps(Payload()))
+    return sorted(folder.iterdir())
+
+
+def test_no_command_runs_a_pickle(tmp_path, refused):
+    (tmp_path / "in").mkdir()
+    for path in pickles(tmp_path / "in"):
+        refused("verify", "--plan", path, named="plan")
+        refused("resume", path, named="run")
+        refused("merge", path, "--out", "out", named="run")
+        refused("replay", path, "--trial", 0, named="run")
+    assert not (tmp_path / "executed").exists()
+
+
+def edited(path, *statements):
+    db = sqlite3.connect(path)
+    for statement in statements:
+        db.execute(statement)
+    db.commit()
+    db.close()
+
+
+@pytest.fixture
+def store_file(tmp_path):
+    """A function that makes a store of the good plan, with one block of made-up counts."""
+    path = tmp_path / "run.db"
+
+    def make():
+        path.unlink(missing_ok=True)
+        plan = plans.parse(plans.reading.tomllib.loads(GOOD))
+        Store.create(path, sampling.about(plan)).close()
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["CREATE TABLE more (a)"],
+        ["CREATE VIEW v AS SELECT * FROM about"],
+        ["CREATE TRIGGER t AFTER INSERT ON blocks BEGIN DELETE FROM blocks; END"],
+        ["DROP TABLE blocks"],
+        ["ALTER TABLE blocks ADD COLUMN b"],
+        ["PRAGMA application_id = 1"],
+        ["PRAGMA user_version = 99"],
+        ["DELETE FROM about"],
+        ["UPDATE about SET text = '{}'"],
+        ["UPDATE about SET sha256 = 1"],
+        ["INSERT INTO errors VALUES (0, 'here', 'much')"],
+        ["INSERT INTO errors VALUES (0, 'here', 1e999)"],
+        ["INSERT INTO cases VALUES (0, '[]', 'none')"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_is_no_run_of_ours_is_refused(store_file, refused, statements):
+    path = store_file()
+    edited(path, *statements)
+    refused("replay", path, "--trial", 0, named="run")
+    refused("merge", path, "--out", "out", named="run")
+
+
+def test_a_value_of_400_megabytes_is_refused_before_it_is_read(store_file, refused):
+    path = store_file()
+    edited(
+        path, "INSERT INTO blocks VALUES (0, 0, 1, zeroblob(400000000), 'here', 0.1, 'none')"
+    )  # fmt: skip
+    before = peak()
+    refused("replay", path, "--trial", 0, named="run")
+    assert peak() - before < 50
+    path.unlink()
+
+
+def test_what_is_no_database_is_refused(tmp_path, refused):
+    (tmp_path / "empty.db").write_bytes(b"")
+    (tmp_path / "text.db").write_text("SQLite format 3\0 of a kind")
+    (tmp_path / "folder").mkdir()
+    for name in ("empty.db", "text.db", "folder", "none", "/dev/null", "\x1b[31mred"):
+        refused("replay", name, "--trial", 0, named="run")
+        refused("merge", name, "--out", "out", named="run")
+
+
+NASTY = [None, True, -1, 2**70, 1e308, "x", [], {}, [[]], {"a": 1}, "\x1b[31m", 0, 0.5, [1, 2], "0"]
+
+
+def replaced(rng, value):
+    """The same plain data with something nasty somewhere."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(sorted(value))
+        if rng.random() < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        return value | {key: replaced(rng, value[key])}
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        i = rng.randrange(len(value))
+        return [*value[:i], replaced(rng, value[i]), *value[i + 1 :]]
+    return rng.choice(NASTY)
+
+
+def test_an_author_with_right_checksums_gets_no_further(tmp_path, monkeypatch):
+    """600 edits of what a run says: a refusal in one line, or a dropped block, or no harm."""
+    rng, path, edit = random.Random(0), tmp_path / "run.db", tmp_path / "edit.db"
+    plan = plans.parse(plans.reading.tomllib.loads(GOOD))
+    with Store.create(path, sampling.about(plan)) as store:
+        sampling.sample(plan, store)
+    outcomes = {"refused": 0, "read": 0}
+    for _ in range(600):
+        edit.write_bytes(path.read_bytes())
+        table = rng.choice(["about", "cases", "blocks"])
+        db = sqlite3.connect(edit)
+        if table == "blocks":
+            row = list(db.execute("SELECT * FROM blocks").fetchone()[:-1])
+            row[3] = canonical(replaced(rng, json.loads(row[3]))).decode()
+            change = "UPDATE blocks SET tally=?, sha256=? WHERE case_id=? AND block=?"
+            db.execute(change, (row[3], _sum(row), row[0], row[1]))
+        else:
+            id, text, _ = db.execute(f"SELECT * FROM {table}").fetchone()
+            text = canonical(replaced(rng, json.loads(text))).decode()
+            change = f"UPDATE {table} SET text=?, sha256=? WHERE id=?"
+            db.execute(change, (text, _sum([table, id, text]), id))
+        db.commit()
+        db.close()
+        try:
+            with Store.open(edit, write=True) as store:
+                known, _ = sampling.reopened(store)
+                judged(known, store, runs.begin(known, None))
+            with kept.reopen(edit).store:
+                outcomes["read"] += 1
+        except ValueError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+# --- plans
+
+
+def absurd():
+    huge = 10**9
+    good = 'title = "a"\nlaw = "uniform"\npruning = "random"\nsparsity = 0.5\neps = 1.0\n'
+    dense, conv = 'network = "dense"\n', 'network = "convolutional"\n'
+    for widths in (
+        f"[{huge}, {huge}]",
+        "[4, 50000000, 4]",
+        "[40000, 40000, 40000, 40000]",
+        str([4] * 3 + [2**31]),
+        "[0, 1]",
+        f"[{2**64}, 1]",
+        "[[4, 4], [200000, 9000]]",
+    ):
+        yield f'{dense}widths = {widths}\nlayers = "all"\n{good}'
+    for channels, size in (
+        ("[3, 1000000]", 32),
+        ("[3, 3]", huge),
+        ("[1000, 1000, 1000]", 4096),
+        ("[3, 3]", 0),
+        (f"[{huge}, 3]", 8),
+    ):
+        yield f'{conv}channels = {channels}\nsize = {size}\nlayers = "all"\n{good}'
+    for key in ("samples", "starts", "steps", "trials", "kernel", "outputs"):
+        for value in (2**60, -1, 0.5, "true", '"many"', 10**400):
+            yield f'{conv}channels = [2, 2]\nsize = 4\nlayers = "all"\n{good}{key} = {value}\n'
+
+
+def test_absurd_sizes_are_refused_at_once(tmp_path, refused):
+    refused("verify", "--plan", "none", named="plan")  # imports are done
+    before, count = peak(), 0
+    for i, experiment in enumerate(absurd()):
+        path = tmp_path / f"{i}.toml"
+        path.write_text(f"[[experiment]]\n{experiment}")
+        start = time.perf_counter()
+        refused("verify", "--plan", path.name)
+        assert time.perf_counter() - start < 2.0
+        count += 1
+    assert count >= 48 and peak() - before < 500
+
+
+def fuzzed(rng):
+    """The good plan with one thing wrong with it, or nearly so."""
+    lines = GOOD.strip().splitlines()
+    values = [
+        "nan",
+        "inf",
+        "-inf",
+        "true",
+        "''",
+        "[]",
+        "{}",
+        "[[[]]]",
+        "-1",
+        "9" * 5000,
+        "1e400",
+        "[1, 'a']",
+        "2020-01-01",
+        "0x10",
+        "'\\u001b[31m'",
+        "[" * 2000,
+        "{a = {b = {}}}",
+    ]
+    i = rng.choice([n for n, line in enumerate(lines) if "=" in line])
+    key = lines[i].split(" = ")[0]
+    kind = rng.randrange(5)
+    if kind == 0:
+        lines[i] = f"{key} = {rng.choice(values)}"
+    elif kind == 1:
+        lines.insert(i, lines[i])
+    elif kind == 2:
+        lines[i] = lines[i].replace(key, key[:-1] + rng.choice("xyz"), 1)
+    elif kind == 3:
+        del lines[i]
+    else:
+        lines[i] = lines[i][: rng.randrange(len(lines[i]))] + rng.choice(["\x00", "\xff", '"', "="])
+    return "\n".join(lines)
+
+
+def test_fuzzed_plans_are_refused_in_one_line_or_are_plans(tmp_path, refused):
+    rng, wrong = random.Random(0), 0
+    for _ in range(300):
+        text = fuzzed(rng).encode("latin-1")
+        path = tmp_path / "plan.toml"
+        path.write_bytes(text)
+        try:
+            plans.load(path)
+        except ValueError:
+            refused("verify", "--plan", path.name)
+            wrong += 1
+    assert wrong >= 200
+
+
+# --- paths and texts
+
+
+def test_names_of_files_are_kept_to(tmp_path, refused):
+    (tmp_path / "plan.toml").write_text(GOOD)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
+    names = [
+        "a\0b",
+        "x" * 300,
+        "no/such/folder",
+        "there",
+        "link",
+        "there/file",
+        "/proc/x/y",
+        "link/x",
+    ]
+    for name in names:
+        refused("verify", "--plan", "plan.toml", "--out", name)
+        refused("verify", "--plan", "plan.toml", "--out", "new", "--json", name)
+        refused("merge", "there", "--out", name)
+    for part in ("0/2", "3/2", "1/0", "1", "a/b", "1/2/3", "-1/2", "1/9999999999", "\x1b", "1.5/2"):
+        refused("verify", "--plan", "plan.toml", f"--part={part}", named="part")
+    for option in (
+        ["--seconds", "nan"],
+        ["--seconds", "0"],
+        ["--audit", "1.5"],
+        ["--memory", "-1"],
+        ["--distributed", "x"],
+        ["--distributed", "h:1", "2", "2"],
+        ["--resume"],
+    ):
+        refused("verify", "--plan", "plan.toml", *option, named=option[0][2:])
+    assert (tmp_path / "there" / "file").read_text() == "mine"
+
+
+class Nodes(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes = set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+
+
+@functools.cache
+def hostile_result():
+    title = "<img src=x onerror=alert(1)></script><script>=cmd()\u001b[31m"
+    source = plans.reading.tomllib.loads(GOOD)
+    (experiment,) = source["experiment"]
+    plan = plans.parse(source | {"title": title, "experiment": [experiment | {"title": title}]})
+    return verify(plan)
+
+
+def test_texts_of_a_plan_are_inert():
+    result = hostile_result()
+    page = Nodes(report.page(result))
+    assert "script" not in page.tags and not any(a.startswith("on") for a in page.attributes)
+    terminal = io.StringIO()
+    report.render(result, Console(file=terminal, width=100))
+    assert "\x1b" not in terminal.getvalue() and "onerror" in terminal.getvalue()
+    assert "\x1b" not in " ".join(words.caption(result))
+
+
+def test_texts_of_a_replay_are_inert():
+    facts = {
+        "trial": 1, "case": 0, "network": "\x1b[31m", "targets": "\x1b", "pruning": "\x1b",
+        "amount": "\x1b", "seed": 0, "layers": [{"layer": "a", "weights": 2, "removed": 1}],
+        "finite": True, "lower": 0.1, "upper": 0.2, "sampled": 0.1, "same": False,
+        "differs": ["\x1b[2J"],
+    }  # fmt: skip
+    terminal = io.StringIO()
+    replay_words.render(facts, Console(file=terminal, width=100))
+    assert "\x1b" not in terminal.getvalue()
