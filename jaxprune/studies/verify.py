@@ -46,9 +46,9 @@ def verify(
       folder: in which the ledger of runs is kept (`studies.runs`); None for none.
 
     Returns:
-      `{"plan": ..., "runs": ..., "environment": ..., "cells": [...], "exponents": [...]}`, plain
-      data that is strict JSON; a cell is one case at one epsilon. The folder's README documents
-      the keys.
+      `{"plan": ..., "runs": ..., "environment": ..., "blocks": ..., "cells": [...],
+      "exponents": [...]}`, plain data that is strict JSON; a cell is one case at one epsilon. The
+      folder's README documents the keys.
 
     Raises:
       ValueError: a case that does not fit in memory; nothing has been sampled then.
