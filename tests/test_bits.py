@@ -77,3 +77,12 @@ def test_golden_bits_of_both_streams(stream, seed):
     jitted = jax.jit(lambda k: [random_bits(k, shape, stream) for shape in SHAPES])(key)
     for a, b in zip(jitted, drawn, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_golden_bits_under_another_default_generator(stream, name):
+    with jax.default_prng_impl(name):
+        assert jax.random.key(0).dtype == jax.random.key(0, impl=name).dtype
+        for seed in SEEDS:
+            test_golden_bits_of_both_streams(stream, seed)

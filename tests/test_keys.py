@@ -2,6 +2,9 @@
 
 import ast
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -180,3 +183,27 @@ def test_one_trial_uses_no_key_twice(method, monkeypatch):
         monkeypatch.setattr(keys, "MASK" if method is not jp.magnitude else "INPUTS", keys.WEIGHTS)
         with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(lambda *given: drawn(*given))(run.numbers, words)
+
+
+ONE_RUN = """
+import jaxprune as jp
+tally = jp.simulate(jp.dense((3, 2)), jp.uniform(), jp.random, jp.Count(2), eps=[1.0], trials=9,
+                    layers="all", domain=[[1.0, 0.0, 0.0], [0.0, 0.6, 0.8]], seed=7)
+print(tally.worst)
+"""
+
+
+def test_a_session_s_generator_changes_no_bit_or_the_run_is_refused():
+    def told(**settings):
+        return subprocess.run(
+            [sys.executable, "-c", ONE_RUN], env=os.environ | settings, capture_output=True,
+            text=True,
+        )  # fmt: skip
+
+    expected = told()
+    assert expected.returncode == 0 and expected.stdout.count("(") == 10, expected.stderr
+    for name in ("rbg", "unsafe_rbg"):
+        assert told(JAX_DEFAULT_PRNG_IMPL=name).stdout == expected.stdout
+    refused = told(JAX_THREEFRY_PARTITIONABLE="0")
+    assert refused.returncode == 1 and not refused.stdout
+    assert refused.stderr.splitlines()[-1].startswith("ValueError: jax_threefry_partitionable = F")
