@@ -65,6 +65,15 @@ and 1.52):
 NumPy's `trial` has no certificate; over torch, which has one, the engine's ratios at 64 and 256 are
 1.3 and 1.9.
 
+Since then convolutions of 8 channels or more run as such and gradients take their products in
+another order. Seen on one core of an Intel Xeon (160 GFLOP/s, 1.20 G words/s; `--rounds 2`):
+
+  conv 16, 16     427    .61 torch   30 %     338    .40 torch   24 %
+  conv 64, 16     65.8   .85 torch   75 %     46.5   .72 torch   53 %
+  trial 16        4.4k   .95 torch   12 %     4.3k   .95 torch   11 %
+  trial 64        696    1.03 torch  29 %     704    1.13 torch  29 %
+  trial 256       52.1   1.25 torch  83 %     50.5   1.20 numpy  81 %
+
 On an accelerator engine, jax and torch run there and NumPy on the host: that ratio then compares
 machines too.
 """
