@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+import jax
+
 GRACE = 3.0
 """Seconds for the command to end by itself. A block in work, or a compilation, may take longer and
 is dropped: every block that was done is in the store."""
@@ -38,6 +40,8 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(other, lambda number, _: os._exit(128 + number))
         raise Stopped(number)
 
+    # JAX's own service takes SIGTERM for itself once several processes have joined.
+    jax.config.update("jax_enable_preemption_service", False)
     # The main thread may be inside a compilation, where no handler of Python's runs: the signal's
     # number comes through a pipe to a thread as well.
     reading, writing = os.pipe()
