@@ -1,8 +1,10 @@
 """Strict switches for the whole suite: no silent broadcasting of ranks, warnings are errors."""
 
+import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # One worker a core: NumPy's own threads would only get into each other's way.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -12,7 +14,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 import jax
 import pytest
 
+from jaxprune.engine import programs
+
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+MAPPINGS = 20_000
 
 
 def pytest_configure(config):
@@ -31,6 +36,17 @@ def pytest_unconfigure(config):
 @pytest.fixture(autouse=True, scope="session")
 def strict():
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings():
+    """Compiled programs map memory; beyond Linux's 65,530 mappings a process crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > MAPPINGS:
+        jax.clear_caches()
+        programs._programs.clear()
+        gc.collect()
 
 
 @pytest.fixture
