@@ -54,7 +54,7 @@ def _tally(block, blocks, eps, labelled, cap):
     n = BLOCK - 3 * (block == blocks - 1)
     lower = rng.gamma(9.0, 0.1, n).astype(np.float32)
     numbers = [rng.gamma(2.0, 1.0, n).astype(np.float32) for _ in range(4)]
-    right = [rng.integers(0, 6, n).astype(np.int32) for _ in range(2)]
+    right = [rng.integers(0, labelled + 1, n).astype(np.int32) for _ in range(2)]
     trials = Trial(rng.random(n) > 0.1, lower, lower * 1.5, *numbers, *right)
     ids = range(block * BLOCK, block * BLOCK + n)
     return Tally.of(eps, ids, trials, labelled, cap)

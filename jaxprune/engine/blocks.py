@@ -71,7 +71,8 @@ def run_blocks(
 
     Args:
       run: from `prepare`.
-      blocks: ids of blocks; None for all. They are asked for as they are needed.
+      blocks: ids of blocks; None for all. They are asked for as they are needed: who wants no
+        more ends them, and gets the blocks that are in work.
       devices: take blocks by turns; None for all local ones.
     """
     blocks = run.blocks if blocks is None else blocks
@@ -102,7 +103,7 @@ def run_blocks(
             while running:
                 yield cut(*running.popleft())
     finally:
-        # Who stops early, or is interrupted, does not wait for blocks that are in work.
+        # Who is interrupted does not wait for blocks that are in work.
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -30,14 +30,19 @@ _FLOAT = 4
 _limit: int | None = None
 
 
-def set_limit(limit: int | None) -> None:
-    """Bytes that this process's runs may use on each device; None for 80 % of what it has."""
+@contextlib.contextmanager
+def limited(limit: int | None) -> Iterator[None]:
+    """Within, this process's runs may use so many bytes of each device; None changes nothing."""
     global _limit
-    _limit = limit
+    before, _limit = _limit, _limit if limit is None else limit
+    try:
+        yield
+    finally:
+        _limit = before
 
 
 def device_bytes(device: jax.Device) -> int:
-    """Memory that a run may use: `set_limit`, or 80 % of what the device, or a CPU's host, has."""
+    """Memory that a run may use: `limited`, or 80 % of what the device, or a CPU's host, has."""
     if _limit is not None:
         return _limit
     limit = (device.memory_stats() or {}).get("bytes_limit")

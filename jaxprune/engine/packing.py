@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from jaxprune.engine.sums import Distribution, ExactSum, Histogram, Integers, Moments
 from jaxprune.engine.tally import WORST_KEPT, Tally
 
-_BUCKETS = 2**16
+_BUCKETS = 0x7F80  # of infinity
+_LARGEST = float(np.finfo(np.float32).max)
 _COUNTS = ("trials", "nonfinite", "target_correct", "pruned_correct")
 _HISTOGRAMS = ("lower", "upper", "sampled")
 _MOMENTS = ("squared", "capped_lower", "capped_upper")
@@ -57,7 +59,7 @@ def unpack(data: bytes, empty: Tally) -> Tally:
             close=tuple(map(_count, plain.pop("close"))),
             far=tuple(map(_count, plain.pop("far"))),
             changes=_read_integers(plain.pop("changes")),
-            worst=tuple((_finite(gap), _count(trial)) for gap, trial in plain.pop("worst")),
+            worst=tuple((_gap(gap), _count(trial)) for gap, trial in plain.pop("worst")),
             **{name: _count(plain.pop(name)) for name in _COUNTS},
             **{name: _read_histogram(plain.pop(name)) for name in _HISTOGRAMS},
             **{name: _read_moments(plain.pop(name)) for name in _MOMENTS},
@@ -70,18 +72,40 @@ def unpack(data: bytes, empty: Tally) -> Tally:
 
 
 def _check(tally, rest):
-    counted = [getattr(tally, name).buckets.total for name in _HISTOGRAMS]
-    asked = len(tally.eps)
+    n, asked, capped = tally.finite, len(tally.eps), math.isfinite(tally.cap)
+    spread = [getattr(tally, name) for name in _DISTRIBUTIONS]
+    correct = tally.target_correct, tally.pruned_correct
+    values, counts = tally.changes.values.tolist(), tally.changes.counts.tolist()
     sound = (
         not rest
+        and n >= 0
         and len(tally.close) == len(tally.far) == asked
-        and all(c + f <= tally.finite for c, f in zip(tally.close, tally.far, strict=True))
-        and counted == [tally.finite] * 3
-        and len(tally.worst) == min(tally.finite, WORST_KEPT)
-        and tally.squared.count == tally.finite
+        and all(c + f <= n for c, f in zip(tally.close, tally.far, strict=True))
+        and all(getattr(tally, name).buckets.total == n for name in _HISTOGRAMS)
+        and all(d.histogram.buckets.total == d.moments.count == n - d.infinite for d in spread)
+        and tally.squared.count == n
+        and tally.capped_lower.count == tally.capped_upper.count == (n if capped else 0)
+        and max(correct) <= n * tally.labelled
+        and tally.changes.total == n
+        and all(abs(value) <= tally.labelled for value in values)
+        and sum(map(operator.mul, values, counts)) == correct[1] - correct[0]
+        and _are_worst(tally)
     )
     if not sound:
         raise ValueError("its counts contradict one another")
+
+
+def _are_worst(tally):
+    """Whether the worst trials are different ones, in order, the top of the lower bounds."""
+    gaps, ids = zip(*tally.worst, strict=True) if tally.worst else ((), ())
+    lower = tally.lower.buckets
+    top = np.repeat(lower.values[-WORST_KEPT:], np.minimum(lower.counts[-WORST_KEPT:], WORST_KEPT))
+    ranked = sorted(tally.worst, key=lambda pair: (-pair[0], pair[1]))
+    return (
+        list(tally.worst) == ranked
+        and len(set(ids)) == len(ids)
+        and np.array_equal(Histogram.of(gaps).buckets.each(), top[-WORST_KEPT:])
+    )
 
 
 def _integers(found: Integers):
@@ -95,6 +119,7 @@ def _read_integers(plain):
         or len(values) != len(counts)
         or sorted(set(values)) != values
         or 0 in counts
+        or sum(counts) >= 2**63
     ):
         raise ValueError("counts of integers are needed")
     return Integers(np.array(values, np.int64), np.array(counts, np.int64))
@@ -120,7 +145,11 @@ def _moments(m: Moments):
 
 def _read_moments(plain):
     count, total, squares = plain
-    return Moments(_count(count), ExactSum(int(total, 16)), ExactSum(int(squares, 16)))
+    count, total, squares = _count(count), int(total, 16), int(squares, 16)
+    # Sums of `count` squares of float32 numbers, and of the squares of those, in units of 2^-1074.
+    if not (0 <= total <= count << 1074 + 256 and 0 <= squares <= count << 1074 + 512):
+        raise ValueError("sums of numbers are needed")
+    return Moments(count, ExactSum(total), ExactSum(squares))
 
 
 def _distribution(d: Distribution):
@@ -144,9 +173,9 @@ def _count(value):
     return value
 
 
-def _finite(value):
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{str(value)[:40]}: a number is needed")
+def _gap(value):
+    if type(value) not in (int, float) or not 0 <= value <= _LARGEST:
+        raise ValueError(f"{str(value)[:40]}: a gap is needed")
     return float(value)
 
 

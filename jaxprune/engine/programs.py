@@ -126,22 +126,27 @@ def compiled_block(run: Run, device: jax.Device | None = None) -> Block:
     return Block(_compiled(_draw_block, 1, *drawn), _compiled(_measure_block, 2, *measured))
 
 
-def fitted(run: Run) -> Run:
+def fitted(run: Run, *, begun: bool = False) -> Run:
     """The run in blocks that fit in the device's memory, as the compiler counts it.
 
+    Args:
+      run: from `prepare`.
+      begun: its blocks must stay what they are, since some were run: only fewer run at once.
+
     Raises:
-      ValueError: not even one trial fits.
+      ValueError: not even one trial, or block, fits.
     """
     device = jax.local_devices()[0]
     while (needed := compiled_block(run).bytes * run.in_flight) > memory.device_bytes(device):
         if run.in_flight > 1:
             run = run._replace(in_flight=1)
-        elif run.chunk > 1:
+        elif run.chunk > 1 and not begun:
             chunk = run.chunk // 2
             run = run._replace(chunk=chunk, block=chunk if run.design.ball else run.block)
         else:
+            one = f"a block of {run.block} trials as begun" if begun else "a trial"
             raise ValueError(
-                f"{run.design.network}: a trial needs {needed / 2**30:.1f} GiB, "
+                f"{run.design.network}: {one} needs {needed / 2**30:.1f} GiB, "
                 f"at most {memory.device_bytes(device) / 2**30:.1f} GiB is allowed here"
             )
     return run

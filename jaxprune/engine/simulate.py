@@ -1,5 +1,6 @@
 """Simulations: all blocks of a run, tallied."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -115,11 +116,12 @@ def tally_run(
     until: Callable[[Tally], bool] | None = None,
 ) -> Tally:
     """Runs all blocks and tallies them; see `simulate`."""
-    tally = empty_tally(run, eps)
-    for _, more in tally_blocks(run, tally):
+    tally, ended = empty_tally(run, eps), False
+    for _, more in tally_blocks(run, tally, itertools.takewhile(lambda _: not ended, run.blocks)):
+        if ended:  # a block that was in work
+            continue
         tally += more
         if progress:
             progress(tally.trials)
-        if until and until(tally):
-            break
+        ended = bool(until and until(tally))
     return tally

@@ -11,6 +11,7 @@ import hashlib
 import math
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,31 @@ from jaxprune.engine.run import Run
 from jaxprune.engine.tally import Tally
 from jaxprune.types import BrokenInvariant
 
-FORMAT = 1
+FORMAT = 2
 _APPLICATION = 0x6A707275
 _MAX_VALUE = 2**24
 _SCHEMA = """
-CREATE TABLE about (id INTEGER PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT NULL);
-CREATE TABLE cases (id INTEGER PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT NULL);
+CREATE TABLE about (id INTEGER PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT;
+CREATE TABLE cases (id INTEGER PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT;
 CREATE TABLE blocks (case_id INTEGER NOT NULL, block INTEGER NOT NULL, trials INTEGER NOT NULL,
  tally TEXT NOT NULL, device TEXT NOT NULL, seconds REAL NOT NULL, sha256 TEXT NOT NULL,
- PRIMARY KEY (case_id, block)) WITHOUT ROWID;
-CREATE TABLE errors (case_id INTEGER NOT NULL, device TEXT NOT NULL, error REAL NOT NULL);
-CREATE TABLE verdicts (id INTEGER PRIMARY KEY, time TEXT NOT NULL, text TEXT NOT NULL);
+ PRIMARY KEY (case_id, block)) STRICT, WITHOUT ROWID;
+CREATE TABLE errors (case_id INTEGER NOT NULL, device TEXT NOT NULL, error REAL NOT NULL,
+ PRIMARY KEY (case_id, device)) STRICT, WITHOUT ROWID;
+CREATE TABLE audits (id TEXT PRIMARY KEY, time TEXT NOT NULL, blocks INTEGER NOT NULL,
+ failure TEXT NOT NULL, answered INTEGER NOT NULL) STRICT;
+CREATE TABLE verdicts (id INTEGER PRIMARY KEY, time TEXT NOT NULL, text TEXT NOT NULL) STRICT;
 """
+
+
+_NOTE_ERROR = (
+    "INSERT INTO errors VALUES (?,?,?) "
+    "ON CONFLICT DO UPDATE SET error = max(error, excluded.error)"
+)
+_NOTE_AUDIT = (
+    "INSERT INTO audits VALUES (?,?,?,?,?) "
+    "ON CONFLICT DO UPDATE SET answered = max(answered, excluded.answered)"
+)
 
 
 class Store:
@@ -68,6 +82,7 @@ class Store:
             lock.release()
             raise ValueError(f"run = {str(path)!r}: exists; a new path is needed")
         store = cls(_connect(path), path, lock)
+        store._keep_log()
         with store._writing():
             for statement in _statements():
                 store._db.execute(statement)
@@ -82,7 +97,7 @@ class Store:
         """Whether there is a file, other than of a process killed before it wrote anything."""
         if not path.exists():
             return False
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path)) as db:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "ro")) as db:
             return db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,)
         return True
 
@@ -100,17 +115,25 @@ class Store:
         """
         if not path.is_file():
             raise ValueError(f"run = {str(path)!r}: no such file")
-        store = None
+        with _refused(path), contextlib.closing(_connect(path, "ro")) as db:
+            _check_ours(db)  # before anything of another's file is changed
         lock = _locked(path) if write else None
+        store = None
         try:
-            store = cls(_connect(path, write=write), path, lock)
-            store._read()
-        except (sqlite3.Error, ValueError) as error:
+            with _refused(path):
+                store = cls(_connect(path, "rw" if write else "ro"), path, lock)
+                if not write:
+                    # One state of the file, whatever another process adds meanwhile.
+                    store._db.execute("BEGIN")
+                store._read()
+                if write:
+                    store._keep_log()
+        except ValueError:
             if store:
-                store.close()
-            elif lock:
+                store._db.close()
+            if lock:
                 lock.release()
-            raise ValueError(f"run = {str(path)!r}: no run, or damaged: {error}") from None
+            raise
         return store
 
     def close(self) -> None:
@@ -174,31 +197,40 @@ class Store:
         """
         row = case, block, tally.trials, pack(tally).decode(), device, float(seconds)
         with self._writing():
-            new = self._db.execute(
-                "INSERT OR IGNORE INTO blocks VALUES (?,?,?,?,?,?,?)", (*row, _sum(row))
-            )
-        if not new.rowcount and self._packed(case, block) != row[3]:
-            raise BrokenInvariant(f"case {case}, block {block}: another result than before")
+            self._insert_block((*row, _sum(row)))
 
     def blocks(self, case: int) -> list[int]:
         """Ids of the blocks that are there, rising."""
         rows = self._db.execute("SELECT block FROM blocks WHERE case_id=? ORDER BY block", (case,))
         return [block for (block,) in rows]
 
+    def _insert_block(self, row):
+        case, block, _, packed, *_ = row
+        new = self._db.execute("INSERT OR IGNORE INTO blocks VALUES (?,?,?,?,?,?,?)", row)
+        if not new.rowcount and self._packed(case, block) != packed:
+            raise BrokenInvariant(f"case {case}, block {block}: another result than before")
+
     def _packed(self, case, block):
         where = "SELECT tally FROM blocks WHERE case_id=? AND block=?"
         return self._db.execute(where, (case, block)).fetchone()[0]
 
     def take(self, other: "Store") -> None:
-        """Copies all cases and blocks of another store of the same run."""
+        """Copies all cases and blocks of another store of the same run.
+
+        Raises:
+          BrokenInvariant: a block is there, with other results; nothing is copied.
+        """
+        new = {case: other.cases[case] for case in other.cases.keys() - self.cases.keys()}
         with self._writing():
-            for case in other.cases.keys() - self.cases.keys():
-                self._insert("cases", case, other.cases[case])
-                self._cases[case] = other.cases[case]
-            rows = other._db.execute("SELECT * FROM blocks")
-            self._db.executemany("INSERT INTO blocks VALUES (?,?,?,?,?,?,?)", rows)
-            rows = other._db.execute("SELECT * FROM errors")
-            self._db.executemany("INSERT INTO errors VALUES (?,?,?)", rows)
+            for case, noted in new.items():
+                self._insert("cases", case, noted)
+            for row in other._db.execute("SELECT * FROM blocks"):
+                self._insert_block(row)
+            for row in other._db.execute("SELECT * FROM errors"):
+                self._db.execute(_NOTE_ERROR, row)
+            for row in other._db.execute("SELECT * FROM audits"):
+                self._db.execute(_NOTE_AUDIT, row)
+        self._cases |= new
 
     def get(self, case: int, block: int) -> Tally:
         """A block that is there."""
@@ -242,12 +274,42 @@ class Store:
     def note_error(self, case: int, device: str, error: float) -> None:
         """Keeps what float32 costs a case's distances on a device, see `engine.float32_error`."""
         with self._writing():
-            self._db.execute("INSERT INTO errors VALUES (?,?,?)", (case, device, error))
+            self._db.execute(_NOTE_ERROR, (case, device, error))
+
+    def errors(self, case: int) -> dict[str, float]:
+        """The error noted of each device, at most 1."""
+        query = "SELECT device, error FROM errors WHERE case_id=? ORDER BY device"
+        return dict(self._db.execute(query, (case,)))
 
     def float32_error(self, case: int) -> float | None:
-        """The largest error noted; None if none is."""
-        query = "SELECT max(error) FROM errors WHERE case_id=?"
+        """The largest error of a device that ran a block of the case; None if none is noted."""
+        query = (
+            "SELECT max(error) FROM errors WHERE case_id=?1 "
+            "AND device IN (SELECT device FROM blocks WHERE case_id=?1)"
+        )
         return self._db.execute(query, (case,)).fetchone()[0]
+
+    # --- audits
+
+    def note_audit(self, blocks: int, failure: str = "") -> None:
+        """Keeps that blocks were run once more; one without failure answers those before it."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        with self._writing():
+            if not failure:
+                self._db.execute("UPDATE audits SET answered=1")
+            self._db.execute(_NOTE_AUDIT, (uuid.uuid4().hex, now, blocks, failure, not failure))
+
+    @property
+    def audited(self) -> int:
+        """Blocks that came out as before when they were run once more."""
+        query = "SELECT coalesce(sum(blocks), 0) FROM audits WHERE failure=''"
+        return self._db.execute(query).fetchone()[0]
+
+    @property
+    def failed_audit(self) -> str | None:
+        """What an audit found that no later one has answered."""
+        query = "SELECT min(failure) FROM audits WHERE NOT answered"
+        return self._db.execute(query).fetchone()[0]
 
     # --- verdicts
 
@@ -271,20 +333,21 @@ class Store:
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             raise OSError(0, str(error), str(self.path)) from None
 
     def _insert(self, table: str, id: int, value: Any) -> None:
         row = id, canonical(value).decode()
         self._db.execute(f"INSERT INTO {table} VALUES (?,?,?)", (*row, _sum([table, *row])))
 
+    def _keep_log(self):
+        # A killed process loses no commit; after a power failure the last ones may be missing.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+
     def _read(self) -> None:
         """Everything, checked; damaged blocks are dropped."""
-        if self._db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-            raise ValueError("no run of jaxprune")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version != FORMAT:
-            raise ValueError(f"format {version}: {FORMAT} is needed")
+        _check_ours(self._db)
         schema = self._db.execute("SELECT sql FROM sqlite_master WHERE sql != ''")
         if {sql for (sql,) in schema} != set(_statements()):
             raise ValueError("its tables are not a run's")
@@ -295,27 +358,36 @@ class Store:
         if not isinstance(self.about, Mapping):
             raise ValueError("damaged: it does not say what it is about")
         for case, device, error in self._db.execute("SELECT * FROM errors"):
-            if not (isinstance(device, str) and isinstance(error, float) and 0 <= error < math.inf):
-                raise ValueError(f"damaged: errors of case {case}")
+            if not (_all(int, case) and _all(str, device) and _all(float, error) and 0 <= error <= 1):
+                raise ValueError("damaged: errors")
+        for *texts, blocks, failure, answered in self._db.execute("SELECT * FROM audits"):
+            sound = _all(str, *texts, failure) and _all(int, blocks, answered)
+            if not sound or not 0 <= blocks < 2**32 or answered not in (0, 1):
+                raise ValueError("damaged: audits")
         self._cases = {id: _checked_case(id, noted) for id, noted in self._records("cases").items()}
         for *row, checksum in self._db.execute("SELECT * FROM blocks"):
-            case, block, trials, packed, device, seconds = row
+            case, block = row[:2]
+            if not _all(int, case, block):
+                raise ValueError("damaged: blocks")
             try:
-                noted = self._cases[case]
-                most = min(noted["block"], noted["trials"] - block * noted["block"])
-                sound = (
-                    checksum == _sum(row)
-                    and block >= 0
-                    and unpack(packed, self.empty(case)).trials == trials == most
-                    and isinstance(device, str)
-                    and seconds >= 0
-                )
-            except (ValueError, KeyError, AttributeError, TypeError):
+                sound = checksum == _sum(row) and self._is_block(*row)
+            except (ValueError, KeyError, TypeError):
                 sound = False
             if not sound:
                 self.damaged.append((case, block))
         if self.damaged:
             self._drop(self.damaged)
+
+    def _is_block(self, case, block, trials, packed, device, seconds):
+        if not (_all(int, trials) and _all(str, packed, device) and _all(float, seconds)):
+            return False
+        noted = self._cases[case]
+        first = block * noted["block"]
+        if not (0 <= first < noted["trials"] and 0 <= seconds < math.inf):
+            return False
+        ids = range(first, min(first + noted["block"], noted["trials"]))
+        tally = unpack(packed, self.empty(case))
+        return tally.trials == trials == len(ids) and all(id in ids for _, id in tally.worst)
 
     def _drop(self, blocks):
         """From the file or, where it is only read, from a copy in memory."""
@@ -383,17 +455,32 @@ def _locked(path):
     return lock
 
 
-def _connect(path, *, write=True):
+def _connect(path, mode="rwc"):
     if path is None:
         return sqlite3.connect(":memory:", isolation_level=None)
-    mode = "rwc" if write else "ro"
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")
-    if write:
-        # A killed process loses no commit; after a power failure the last ones may be missing.
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
     return db
+
+
+def _check_ours(db):
+    if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+        raise ValueError("no run of jaxprune")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != FORMAT:
+        raise ValueError(f"format {version}: {FORMAT} is needed")
+
+
+def _all(kind, *values):
+    return all(type(value) is kind for value in values)
+
+
+@contextlib.contextmanager
+def _refused(path):
+    try:
+        yield
+    except (sqlite3.Error, ValueError) as error:
+        raise ValueError(f"run = {str(path)!r}: no run, or damaged: {error}") from None

@@ -1,6 +1,7 @@
 """Trials once more in float64: what float32 costs a distance on this device, at this shape."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,8 @@ def float32_error(run: Run, done: Done) -> float:
 
     Returns:
       The error of `Trial.sampled` against the same weights, masks and inputs in float64, by
-      subtracting outputs; 0 where no trial is finite and far from 0.
+      subtracting outputs, over the larger of the two; from 0 to 1, which is also that of a twin
+      that is not finite. 0 where no trial is finite and far from 0.
     """
     worst = 0.0
     for i, trial in enumerate(done.ids[:TWINS]):
@@ -57,6 +59,8 @@ def float32_error(run: Run, done: Done) -> float:
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), pair)
             exact = float(_distance(run.design.network, run.design.ball, *wide))
-        if exact > 1e-30:  # float32 ends there
-            worst = max(worst, abs(found - exact) / exact)
+        if not math.isfinite(exact):
+            return 1.0
+        if (larger := max(found, exact)) > 1e-30:  # float32 ends there
+            worst = max(worst, abs(found - exact) / larger)
     return worst
