@@ -98,7 +98,13 @@ def result():
             "correction": "holm",
         },
         "runs": {"planned": 1, "seeds": [1], "present": 1, "exploratory": False},
-        "blocks": {"complete": True, "tallies": "0" * 64, "damaged": [], "audited": None},
+        "blocks": {
+            "complete": True,
+            "tallies": "0" * 64,
+            "damaged": [],
+            "audited": 0,
+            "failed_audit": None,
+        },
         "environment": {"jax": "0.0", "device": HOSTILE},
         "cells": cells,
         "exponents": [

@@ -3,7 +3,9 @@
 Trials are made of random numbers here: nothing is sampled.
 """
 
+import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import random
@@ -11,11 +13,13 @@ import shutil
 import signal
 import sqlite3
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from jaxprune import engine
 from jaxprune.engine import Store, Tally
 from jaxprune.engine.packing import pack, unpack
 from jaxprune.engine.store import state_hash
@@ -491,3 +495,184 @@ def test_another_plan_part_or_shape_is_refused_by_its_name(tmp_path):
         assert again.part == part and store.blocks(0) == [1]
     with pytest.raises(ValueError, match="no such file"):
         kept.reopen(tmp_path / "nothing")
+
+
+def test_blocks_of_a_whole_run_beside_its_parts_are_kept(tmp_path):
+    """Also those that a killed process left in SQLite's log."""
+    plan, folder = a_plan(), tmp_path / "run"
+    folder.mkdir()
+    for number in (1, 2):
+        part = sampling.Part(number, 2)
+        ids = [b for b in range(40) if b % 2 == number - 1 and b not in (6, 7)]
+        sampled(kept.store_path(folder, part), plan, ids, part=part).close()
+    whole = kept.store_path(folder)
+    with kept.merge([folder], folder).store as store:
+        assert store.blocks(0) == [b for b in range(40) if b not in (6, 7)]
+        empty = store.empty(0)
+        for block in (6, 7):
+            store.add(0, block, tally(block, 40, empty), "here", 0.5)
+        with pytest.raises(ValueError, match="another process"):
+            kept.merge([folder], folder)
+        killed = tmp_path / "killed"
+        killed.mkdir()
+        for path in folder.iterdir():
+            shutil.copy(path, killed)
+    assert (killed / "run.db-wal").stat().st_size > 0
+    for where in (folder, killed):
+        for _ in range(2):
+            with kept.merge([where], where).store as store:
+                assert store.blocks(0) == list(range(40))
+    with kept.merge([killed], tmp_path / "elsewhere").store as store:
+        assert store.blocks(0) == list(range(40))
+    with Store.open(whole, write=True) as store:
+        store.void("here")
+        store.add(0, 5, dataclasses.replace(tally(5, 40, empty), close=(0, 0)), "here", 0.5)
+    with pytest.raises(BrokenInvariant, match="case 0, block 5"):
+        kept.merge([folder], folder)
+
+
+def test_a_part_at_work_is_merged_as_it_was_when_it_was_opened(tmp_path):
+    plan, path = a_plan(), tmp_path / "run-1-of-1.db"
+    with sampled(path, plan, [0]) as writing, Store.open(path) as reading:
+        empty = writing.empty(0)
+        writing.begin(1, shape(40), empty)
+        writing.add(0, 1, tally(1, 40, empty), "here", 0.5)
+        writing.add(1, 0, tally(0, 40, empty), "here", 0.5)
+        assert reading.blocks(0) == [0] and list(reading.cases) == [0]
+        with Store.create(None, reading.about) as merged:
+            merged.take(reading)
+            assert merged.blocks(0) == [0] and list(merged.cases) == [0]
+
+
+# --- begun, and gone on with
+
+
+def ledger(folder):
+    path = folder / runs.LEDGER
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_refused_run_is_not_noted(tmp_path):
+    plan, folder = a_plan(), tmp_path / "run"
+    kept.begin(plan, folder).store.close()
+    assert len(ledger(tmp_path)) == 1
+    for part, reason in ((sampling.WHOLE, "exists"), (sampling.Part(1, 2), "run.db")):
+        with pytest.raises(ValueError, match=reason):
+            kept.begin(a_plan(seed=5), folder, part)
+    with pytest.raises(ValueError, match="plan = "):
+        kept.begin(a_plan(seed=5), folder, resume=True)
+    assert {json.loads(line)["seed"] for line in ledger(tmp_path)} == {plan.seed}
+    (tmp_path / "parts").mkdir()
+    kept.begin(plan, tmp_path / "parts", sampling.Part(2, 3)).store.close()
+    for part in (sampling.Part(1, 2), sampling.WHOLE):
+        with pytest.raises(ValueError, match=r"run-2-of-3\.db"):
+            kept.begin(plan, tmp_path / "parts", part, resume=True)
+    kept.begin(plan, tmp_path / "parts", sampling.Part(1, 3)).store.close()
+
+
+def test_a_run_that_cannot_be_noted_is_not_begun(tmp_path):
+    (tmp_path / runs.LEDGER).mkdir()
+    with pytest.raises(ValueError, match="log of runs"):
+        kept.begin(a_plan(), tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [runs.LEDGER]
+
+
+def test_an_exploratory_run_stays_one_wherever_it_is_taken(tmp_path, monkeypatch):
+    kept.begin(a_plan(seed=5), tmp_path / "first").store.close()
+    plan, folder = a_plan(), tmp_path / "second"
+    part = sampling.Part(1, 2)
+    for run in (folder, tmp_path / "parts"):
+        begun = kept.begin(plan, run, sampling.WHOLE if run == folder else part)
+        begun.store.close()
+        assert begun.made.exploratory
+    monkeypatch.chdir(folder)
+    again = kept.reopen(Path("."))
+    again.store.close()
+    assert again.made.exploratory
+    (tmp_path / "far").mkdir()
+    shutil.copytree(folder, tmp_path / "far" / "moved")
+    moved = kept.reopen(tmp_path / "far" / "moved")
+    moved.store.close()
+    assert moved.made.exploratory
+    for sources in ([folder], [tmp_path / "parts"]):
+        merged = kept.merge(sources, tmp_path / "far" / f"merged-{sources[0].name}")
+        merged.store.close()
+        assert merged.made.exploratory
+
+
+def test_the_first_part_knows_nothing_of_the_blocks_between_its_own():
+    experiment = dict(a_plan().source["experiment"][0], eps=[1e6])
+    plan = a_plan(until_decided=True, delta=0.9, experiment=[experiment])
+    part = sampling.Part(1, 2)
+    with sampled(None, plan, range(0, 38, 2), part=part) as store:
+        assert not sampling.is_complete(plan, store, part)
+
+
+# --- float32, and time
+
+
+def test_a_device_on_which_float32_errs_keeps_nothing_and_has_no_verdict(tmp_path, monkeypatch):
+    plan, path = a_plan(trials=64), tmp_path / "run"
+    monkeypatch.setattr(engine, "float32_error", lambda *_: 0.5)
+    with kept.begin(plan, path).store as store:
+        for _ in range(2):
+            with pytest.raises(BrokenInvariant, match=r"float32 errs by 5\.0e-01"):
+                sampling.sample(plan, store)
+        assert store.blocks(0) == []
+        assert {c["verdict"] for c in judged_here(plan, store)["cells"]} == {UNDECIDED}
+    monkeypatch.setattr(engine, "float32_error", lambda *_: 1e-7)
+    monkeypatch.setattr(sampling, "device_name", lambda device: "another")
+    with kept.reopen(path).store as store:
+        sampling.sample(plan, store)
+        assert sampling.is_complete(plan, store) and store.float32_error(0) == 1e-7
+        judged_here(plan, store)
+        store.note_error(0, "another", 0.5)  # as a part that was merged may have found
+        with pytest.raises(BrokenInvariant, match="float32"):
+            judged_here(plan, store)
+
+
+def stopped_clock(monkeypatch):
+    """The time that sampling reads, in a list."""
+    clock = [0.0]
+    watch = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(sampling, "time", watch)
+    return clock
+
+
+def test_no_block_is_begun_after_the_deadline_and_those_in_work_are_kept(monkeypatch):
+    plan, asked, clock = a_plan(), [], stopped_clock(monkeypatch)
+    run_blocks = engine.tally_blocks
+
+    def counted(run, empty, blocks):
+        for block in run_blocks(run, empty, (asked.append(b) or b for b in blocks)):
+            clock[0] += 1.0
+            yield block
+
+    monkeypatch.setattr(engine, "tally_blocks", counted)
+    with sampled(None, plan, []) as store:
+        sampling.sample(plan, store, seconds=2.5)
+        blocks = store.blocks(0)
+        assert blocks == asked and 3 <= len(blocks) < 40
+        clock[0] = 0.0
+        sampling.sample(plan, store, seconds=0.0)
+        assert store.blocks(0) == blocks
+        sampling.sample(plan, store)
+        assert sampling.is_complete(plan, store)
+
+
+def test_training_ends_at_the_deadline(monkeypatch):
+    network = {"network": "dense", "widths": [64, 4, 10], "data": "digits", "domain": "test images"}
+    experiment = {"title": "a", "pruning": "random", "count": 3, "eps": [0.2], **network}
+    plan, clock, chunks = a_plan(trials=64, experiment=[experiment]), stopped_clock(monkeypatch), []
+
+    def train(network, recipe, count, seed, progress):
+        for done in range(count):
+            clock[0] += 1.0
+            chunks.append(done)
+            progress(done + 1)
+        pytest.fail("trained on")
+
+    monkeypatch.setattr(sampling.trained, "train", train)
+    with Store.create(None, sampling.about(plan)) as store:
+        sampling.sample(plan, store, seconds=2.5)
+        assert len(chunks) == 3 and not store.cases

@@ -42,4 +42,4 @@ def main(argv: list[str] | None = None) -> int:
             return args.run(args)
     except (Stopped, KeyboardInterrupt) as stop:
         status = getattr(stop, "status", common.INTERRUPTED)
-        return common.fail("interrupted, nothing written", status)
+        return common.fail("interrupted", status)

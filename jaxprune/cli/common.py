@@ -65,6 +65,13 @@ def fail(message: object, status: int) -> int:
     return status
 
 
+def reason(error: Exception, path: Path) -> str:
+    """What the machine refused, in a line; `path` is where no other is named."""
+    if isinstance(error, OSError):
+        return f"{error.filename or path}: {error.strerror or error}"
+    return f"{path}: {str(error).partition(chr(10))[0]}"
+
+
 def carry_out(
     args: argparse.Namespace,
     study: Callable[[Callable], Result],
@@ -128,9 +135,13 @@ def print_safely(show: Callable[[Console], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def check_outputs(out: Path, json: Path | None) -> None:
-    """Refuses paths of results that exist or cannot be made, before anything is computed."""
-    check_new("out", out)
+def check_outputs(out: Path, json: Path | None, *, shared: bool = False) -> None:
+    """Refuses paths of results that exist or cannot be made, before anything is computed.
+
+    A `shared` folder may be there, whatever is in it.
+    """
+    if not (shared and "\0" not in str(out) and out.is_dir()):
+        check_new("out", out)
     if json:
         check_new("json", json)
         if json.resolve() == out.resolve():

@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import sqlite3
 from pathlib import Path
 
+import jax
+
 from jaxprune import report
-from jaxprune.cli import common
+from jaxprune.cli import common, running
 from jaxprune.engine import Store
 from jaxprune.report import replay as words
 from jaxprune.studies import kept, sampling
@@ -27,6 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--case", type=int, metavar="N", help="as case in result.json, if there are several")
     add("--save", type=Path, metavar="FILE", help="weights and masks as safetensors")
     add("--json", type=Path, metavar="FILE", help="a copy of what is printed")
+    running.add_memory(command)
     return command
 
 
@@ -36,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
         for name in ("save", "json"):
             if path := getattr(args, name):
                 common.check_new(name, path)
-        with Store.open(kept.one_store(args.run_path)) as store:
+        if args.save and args.json and args.save.resolve() == args.json.resolve():
+            raise ValueError(f"json = {str(args.json)!r}: another path than save is needed")
+        with running.limited(args), Store.open(kept.one_store(args.run_path)) as store:
             plan, _ = sampling.reopened(store)
             found = replay(plan, store, args.trial, args.case)
         if args.save:
@@ -47,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
         return common.fail(error, common.BAD_INPUT)
     except BrokenInvariant as error:
         return common.fail(f"broken invariant: {error}", common.BROKEN_INVARIANT)
-    except OSError as error:
-        return common.fail(f"{error.filename}: {error.strerror}", common.ENVIRONMENT)
+    except (OSError, sqlite3.Error, jax.errors.JaxRuntimeError) as error:
+        return common.fail(common.reason(error, args.run_path), common.ENVIRONMENT)
     common.print_safely(lambda console: words.render(found.facts, console))
     return 0
 

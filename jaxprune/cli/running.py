@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,32 +28,42 @@ _PATIENCE = 30 * 24 * 3600
 def add_sampling(command: argparse.ArgumentParser) -> None:
     """The options of a command that samples."""
     add = command.add_argument
-    add("--seconds", type=float, metavar="S", help="stop sampling after S seconds")
+    add("--seconds", type=float, metavar="S", help="begin no block after S seconds")
     add(
         "--audit", type=float, metavar="SHARE", help="run this share of the blocks, at least "
         f"{sampling.LEAST_AUDIT}, once more and compare every bit"
     )  # fmt: skip
-    add("--memory", type=float, metavar="GIB", help="of each device (80 %% of what it has)")
+    add_memory(command)
     add(
         "--distributed", nargs="*", metavar="X", help="be one process of several, each with a "
         "part: no X under SLURM or on a TPU pod, else ADDRESS:PORT PROCESSES PROCESS"
     )  # fmt: skip
 
 
+def add_memory(command: argparse.ArgumentParser) -> None:
+    """The option that `limited` reads."""
+    command.add_argument(
+        "--memory", type=float, metavar="GIB", help="of each device (80 %% of what it has)"
+    )
+
+
+def limited(args: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """Within, runs use the memory that `--memory` allows."""
+    limit = None
+    if args.memory is not None:
+        limit = int(validation.real("memory", args.memory, 0.0, 2**20) * 2**30)
+    return memory.limited(limit)
+
+
 @contextlib.contextmanager
 def processes(args: argparse.Namespace) -> Iterator[Part | None]:
     """Joins the other processes if `--distributed` says so; yields this one's part."""
-    if args.memory is not None:
-        gibibytes = validation.real("memory", args.memory, 0.0, 2**20)
-        memory.set_limit(int(gibibytes * 2**30))
-    try:
+    with limited(args):
         if args.distributed is None:
             yield None
             return
         _join(args.distributed)
         yield Part(jax.process_index() + 1, jax.process_count())
-    finally:
-        memory.set_limit(None)
 
 
 def _join(given):
@@ -66,7 +77,8 @@ def _join(given):
         process = validation.integer("process", int(given[2]), 0, count - 1)
         jax.distributed.initialize(given[0], count, process, shutdown_timeout_seconds=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"distributed = {' '.join(given)!r}: {error}") from None
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"distributed = {' '.join(given)!r}: {told}") from None
 
 
 def run_kept(
@@ -95,21 +107,25 @@ def run_kept(
         store, plan, part, made = opened()
     except ValueError as error:
         return common.fail(error, common.BAD_INPUT)
-    except OSError as error:
-        return common.fail(f"{error.filename or folder}: {error.strerror}", common.ENVIRONMENT)
+    except BrokenInvariant as error:
+        return common.fail(f"broken invariant: {error}", common.BROKEN_INVARIANT)
+    except (OSError, sqlite3.Error) as error:
+        return common.fail(common.reason(error, folder), common.ENVIRONMENT)
     goes_on = f"jaxprune resume {store.path if part.of > 1 else folder} goes on"
     try:
         with store:
             _tell_damaged(store)
-            audited = None
             if sample:
+                # What an audit has found, the next one answers, asked for or not.
+                share = 0.0 if args.audit is None and store.failed_audit else args.audit
                 with common.progress_bar() as advance:
                     sampling.sample(plan, store, advance, part=part, seconds=seconds)
-                    if args.audit is not None:
-                        audited = sampling.audit(plan, store, args.audit)
-            if part.of > 1:
-                return _end_of_part(args, folder, store, plan, part)
-            result = judged(plan, store, made, audited=audited)
+                    if share is not None:
+                        sampling.audit(plan, store, share)
+            complete = sampling.is_complete(plan, store, part)
+            result = judged(plan, store, made) if part.of == 1 else None
+        if result is None:
+            return _end_of_part(args, folder, store.path, part, complete)
         report.write_folder(result, folder)
         if args.json:
             report.write_json(result, args.json)
@@ -117,8 +133,8 @@ def run_kept(
         return common.fail(error, common.BAD_INPUT)
     except BrokenInvariant as error:
         return common.fail(f"broken invariant: {error}", common.BROKEN_INVARIANT)
-    except OSError as error:
-        reason = f"{error.filename or folder}: {error.strerror}"
+    except (OSError, sqlite3.Error, jax.errors.JaxRuntimeError) as error:
+        reason = common.reason(error, folder)
         return common.fail(f"{reason}; what was done is kept, {goes_on}", common.ENVIRONMENT)
     except (Stopped, KeyboardInterrupt) as stop:
         status = getattr(stop, "status", common.INTERRUPTED)
@@ -143,15 +159,17 @@ def _tell_damaged(store: Store) -> None:
         print(f"jaxprune: damaged and dropped: {told}{more}", file=sys.stderr)
 
 
-def _end_of_part(args, folder, store, plan, part) -> int:
+def _end_of_part(args, folder, path, part, complete) -> int:
     """Says what there is of a part; the first of several processes waits for all and merges."""
-    complete = sampling.is_complete(plan, store, part)
-    store.close()
     state = "complete" if complete else "blocks are missing"
-    print(f"part {part}: {state}, in {store.path}; jaxprune merge {folder} judges all parts")
+    print(f"part {part}: {state}, in {path}; jaxprune merge {folder} judges all parts")
     if args.distributed is None:
         return 0
-    jax.distributed.shutdown()  # waits for all
+    try:
+        jax.distributed.shutdown()  # waits for all
+    except jax.errors.JaxRuntimeError as error:
+        told = f"{common.reason(error, folder)}; this part is kept"
+        return common.fail(told, common.ENVIRONMENT)
     if part.number > 1:
         return 0
     return run_kept(args, folder, lambda: kept.merge([folder], folder), sample=False)

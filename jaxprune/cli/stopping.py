@@ -41,6 +41,7 @@ def stopped_by_signals() -> Iterator[None]:
         raise Stopped(number)
 
     # JAX's own service takes SIGTERM for itself once several processes have joined.
+    service = jax.config.jax_enable_preemption_service
     jax.config.update("jax_enable_preemption_service", False)
     # The main thread may be inside a compilation, where no handler of Python's runs: the signal's
     # number comes through a pipe to a thread as well.
@@ -54,6 +55,7 @@ def stopped_by_signals() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(woken)
         os.close(writing)
+        jax.config.update("jax_enable_preemption_service", service)
         for number, handler in before.items():
             signal.signal(number, handler)
 

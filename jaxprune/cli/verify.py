@@ -56,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.resume and args.out is None:
             raise ValueError("resume: needs --out, the folder of the run")
+        if args.part is not None and args.distributed is not None:
+            raise ValueError(f"part = {args.part!r}: does not go with distributed, which says it")
+        if args.part is not None and args.json:
+            raise ValueError(f"json = {str(args.json)!r}: a part has no result, merge has")
         with running.processes(args) as process:
             part = process or _part(args.part)
             folder = args.out or Path(time.strftime("verify-%Y%m%d-%H%M%S"))
@@ -68,9 +72,7 @@ def _opened(args, folder, part):
     plan = plans.load(
         args.plan, trials=args.trials, seed=args.seed, until_decided=args.until_decided
     )
-    shared = args.resume or part.of > 1
-    if not shared or not folder.is_dir():
-        common.check_outputs(folder, args.json)
+    common.check_outputs(folder, args.json, shared=args.resume or part.of > 1)
     cases.check_memory(plan)
     return kept.begin(plan, folder, part, resume=args.resume)
 

@@ -1,6 +1,5 @@
 """Simulations: all blocks of a run, tallied."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -117,7 +116,14 @@ def tally_run(
 ) -> Tally:
     """Runs all blocks and tallies them; see `simulate`."""
     tally, ended = empty_tally(run, eps), False
-    for _, more in tally_blocks(run, tally, itertools.takewhile(lambda _: not ended, run.blocks)):
+
+    def wanted():
+        for block in run.blocks:
+            if ended:
+                return
+            yield block
+
+    for _, more in tally_blocks(run, tally, wanted()):
         if ended:  # a block that was in work
             continue
         tally += more

@@ -41,8 +41,7 @@ CREATE TABLE verdicts (id INTEGER PRIMARY KEY, time TEXT NOT NULL, text TEXT NOT
 
 
 _NOTE_ERROR = (
-    "INSERT INTO errors VALUES (?,?,?) "
-    "ON CONFLICT DO UPDATE SET error = max(error, excluded.error)"
+    "INSERT INTO errors VALUES (?,?,?) ON CONFLICT DO UPDATE SET error = max(error, excluded.error)"
 )
 _NOTE_AUDIT = (
     "INSERT INTO audits VALUES (?,?,?,?,?) "
@@ -358,7 +357,8 @@ class Store:
         if not isinstance(self.about, Mapping):
             raise ValueError("damaged: it does not say what it is about")
         for case, device, error in self._db.execute("SELECT * FROM errors"):
-            if not (_all(int, case) and _all(str, device) and _all(float, error) and 0 <= error <= 1):
+            sound = _all(int, case) and _all(str, device) and _all(float, error)
+            if not sound or not 0 <= error <= 1:
                 raise ValueError("damaged: errors")
         for *texts, blocks, failure, answered in self._db.execute("SELECT * FROM audits"):
             sound = _all(str, *texts, failure) and _all(int, blocks, answered)
@@ -396,8 +396,16 @@ class Store:
             self._db.backup(copy)
             self._db.close()
             self._db = copy
+        delete = "DELETE FROM {} WHERE case_id=? AND block=?"
         with self._writing():
-            self._db.executemany("DELETE FROM blocks WHERE case_id IS ? AND block IS ?", blocks)
+            if self._db.executemany(delete.format("blocks"), blocks).rowcount >= len(blocks):
+                return
+            # A damaged key is out of its order, where no search finds it.
+            self._db.execute("CREATE TEMP TABLE sound AS SELECT * FROM blocks")
+            self._db.executemany(delete.format("sound"), blocks)
+            self._db.execute("DELETE FROM blocks")
+            self._db.execute("INSERT INTO blocks SELECT * FROM sound")
+            self._db.execute("DROP TABLE sound")
 
     def _records(self, table: str) -> dict[int, Any]:
         found = {}

@@ -128,6 +128,11 @@ def _blocks(result):
         line += f"{audited} blocks were run twice and came out the same to the last bit. "
     if line:
         yield line.rstrip()
+    if failure := result["blocks"]["failed_audit"]:
+        yield (
+            f"An audit found that {failure}: what is said of probabilities is estimated until "
+            "another one passes."
+        )
     if not result["blocks"]["complete"]:
         yield (
             "Blocks are missing: a case counts up to the first missing one. Where trials were to "

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,19 +39,21 @@ def store_path(folder: Path, part: Part = WHOLE) -> Path:
 
 
 def stores(run: Path) -> list[Path]:
-    """The file itself, or a folder's stores: its parts or, if there are none, the whole run.
+    """The file itself, or a folder's stores: its parts, and the whole run.
 
     Raises:
       ValueError: there are none.
     """
     if not run.is_dir():
         return [run]
-    found = sorted(path for path in run.iterdir() if _PART.fullmatch(path.name))
-    if not found and store_path(run).exists():
-        found = [store_path(run)]
+    found = [*_parts(run), *([whole] if (whole := store_path(run)).exists() else [])]
     if not found:
         raise ValueError(f"run = {str(run)!r}: there is no {STORE} in this folder")
     return found
+
+
+def _parts(folder):
+    return sorted(path for path in folder.iterdir() if _PART.fullmatch(path.name))
 
 
 def one_store(run: Path) -> Path:
@@ -72,8 +73,12 @@ def one_store(run: Path) -> Path:
 def begin(plan: Plan, folder: Path, part: Part = WHOLE, *, resume: bool = False) -> Kept:
     """A new store for a plan; with `resume` the one that is there, if it is.
 
+    The run is noted in the log beside the folder once there is a store, before its first trial.
+
     Raises:
-      ValueError: it is there, or it is another plan's, part's or identity's; nothing is changed.
+      ValueError: it is there, it is another plan's, part's or identity's, or the folder has a run
+        in another number of parts; no run is begun, or noted.
+      OSError: the folder or the store cannot be made.
     """
     path = store_path(folder, part)
     if resume and Store.begun(path):
@@ -82,58 +87,103 @@ def begin(plan: Plan, folder: Path, part: Part = WHOLE, *, resume: bool = False)
             theirs = {"plan": kept.plan.hash, "part": kept.part}
             sampling.check_same(f"run = {str(path)!r}", {"plan": plan.hash, "part": part}, theirs)
         return kept
-    made = runs.begin(plan, folder.parent)
+    _check_parts(folder, part)
+    log = _log_folder(path)
+    made = runs.find(plan, log)
     folder.mkdir(exist_ok=True)
-    return Kept(Store.create(path, sampling.about(plan, part)), plan, part, made)
+    store = Store.create(path, sampling.about(plan, part, made.seeds))
+    with _undone_on_error(store):
+        runs.note(plan, log)
+    return Kept(store, plan, part, made)
+
+
+def _check_parts(folder, part):
+    """Refuses a folder in which the run is cut otherwise."""
+    if not folder.is_dir():
+        return
+    parts, whole = _parts(folder), store_path(folder)
+    ours = re.compile(rf"run-\d+-of-{part.of}\.db")
+    others = [path for path in parts if not ours.fullmatch(path.name)]
+    if part.of > 1 and not parts and whole.exists():
+        others = [whole]
+    if others:
+        told = f"part = {part.number}/{part.of}" if part.of > 1 else "part"
+        raise ValueError(f"{told}: {str(folder)!r} has {others[0].name}, the run cut otherwise")
+
+
+def _log_folder(path: Path) -> Path:
+    """Where the log of runs is, beside the folder of a store."""
+    return path.resolve().parent.parent
 
 
 def reopen(run: Path) -> Kept:
     """A run that is gone on with.
 
     Args:
-      run: a store's file, or a folder with one.
+      run: a folder with a store, or a part's file.
 
     Raises:
-      ValueError: as `Store.open`, several parts, or another identity than this program's.
+      ValueError: as `Store.open`, several parts, a whole run that is not its folder's, or another
+        identity than this program's.
     """
-    store = Store.open(one_store(run), write=True)
+    path = one_store(run)
+    store = Store.open(path, write=True)
     with _closing_on_error(store):
         plan, part = sampling.reopened(store)
+        if path.name != store_path(Path(), part).name:
+            needed = store_path(Path(), part).name
+            raise ValueError(f"run = {str(path)!r}: in a folder of its own, as {needed}, is needed")
         sampling.check_identity(store)
-        return Kept(store, plan, part, runs.begin(plan, store.path.parent.parent))
+        log = _log_folder(path)
+        made = runs.find(plan, log, store.about["seeds"])
+        runs.note(plan, log)
+        return Kept(store, plan, part, made)
 
 
 def merge(parts: Sequence[Path], out: Path) -> Kept:
-    """Runs of disjoint blocks of one plan as one, in a new store.
+    """Runs of disjoint blocks of one plan as one.
 
     Args:
-      parts: files, or folders with stores; they may still be at work.
-      out: folder of the new store; a store that is there is replaced.
+      parts: files, or folders with stores; they may still be at work. Only a whole run may have
+        blocks of the parts beside it in its folder, if they are the same.
+      out: a folder for the merged run; the whole run that is there takes the blocks it lacks.
 
     Raises:
-      ValueError: a plan, identity or block shape differs, or a block is there twice; names it.
+      ValueError: a file that is no run, runs of different plans, identities or block shapes, or
+        blocks that two of them have, named; nothing is merged.
+      BrokenInvariant: a part and the whole run beside it differ in a block.
+      OSError: the store cannot be written.
     """
-    paths = list(itertools.chain.from_iterable(stores(part) for part in parts))
+    path = store_path(out)
+    paths = dict.fromkeys(p.resolve() for run in parts for p in stores(run))
     with contextlib.ExitStack() as stack:
-        sources = [stack.enter_context(Store.open(path)) for path in paths]
-        plan, _ = sampling.reopened(sources[0])
-        for source in sources[1:]:
-            _check_mergeable(sources[0], source)
-        _check_disjoint(sources)
-        made = runs.begin(plan, out.parent)
+        there = Store.open(path, write=True) if Store.begun(path) else None
+        if there:
+            stack.enter_context(_closing_on_error(there))
+        paths.pop(path.resolve(), None)
+        sources = [stack.enter_context(Store.open(p)) for p in paths]
+        every = [*sources, *([there] if there else [])]
+        plan, _ = sampling.reopened(every[0])
+        for source in every[1:]:
+            _check_mergeable(every[0], source)
+        _check_disjoint(every)
+        log = _log_folder(path)
+        made = _found(plan, log, [source.about["seeds"] for source in every])
         out.mkdir(exist_ok=True)
-        path = store_path(out)
-        building = path.with_name(path.name + ".merging")
-        _remove(building)
-        with Store.create(building, sampling.about(plan)) as merged:
+        store = there or Store.create(path, sampling.about(plan, WHOLE, made.seeds))
+        with contextlib.nullcontext() if there else _undone_on_error(store):
             for source in sources:
-                merged.take(source)
-        damaged = [block for source in sources for block in source.damaged]
-    os.replace(building, path)
-    _remove(building)
-    store = Store.open(path, write=True)
-    store.damaged = damaged
+                store.take(source)
+                store.damaged += source.damaged
+            runs.note(plan, log)
     return Kept(store, plan, WHOLE, made)
+
+
+def _found(plan: Plan, log: Path, known: Sequence[Sequence[int | str]]) -> Runs:
+    """The runs by what several stores know, the one first that knows of most before this one."""
+    label = runs.label(plan)
+    ranked = sorted(known, key=lambda seeds: -[*seeds, label].index(label))
+    return runs.find(plan, log, itertools.chain.from_iterable(ranked))
 
 
 def _check_mergeable(first: Store, other: Store) -> None:
@@ -146,16 +196,25 @@ def _check_mergeable(first: Store, other: Store) -> None:
 
 
 def _check_disjoint(sources: Sequence[Store]) -> None:
-    owner: dict[tuple[int, int], Store] = {}
+    owners: dict[tuple[int, int], Store] = {}
     for source in sources:
         twice: dict[int, list[int]] = {}
         for case in source.cases:
             for block in source.blocks(case):
-                if owner.setdefault((case, block), source) is not source:
+                owner = owners.setdefault((case, block), source)
+                if owner is not source and not _lie_together(owner, source):
                     twice.setdefault(case, []).append(block)
         if twice:
             told = "; ".join(f"case {case}: blocks {ranges(ids)}" for case, ids in twice.items())
             raise ValueError(f"run = {str(source.path)!r}: another run has the same {told}")
+
+
+def _lie_together(a: Store, b: Store) -> bool:
+    """Whether one is the whole run in the folder of the other."""
+    return a.path.resolve().parent == b.path.resolve().parent and STORE in (
+        a.path.name,
+        b.path.name,
+    )
 
 
 def ranges(ids: Sequence[int]) -> str:
@@ -170,15 +229,24 @@ def ranges(ids: Sequence[int]) -> str:
     return ", ".join(told) + (f" and {len(found) - 10} ranges more" if len(found) > 10 else "")
 
 
-def _remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm", ".lock"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _closing_on_error(store: Store) -> Iterator[None]:
     try:
         yield
     except BaseException:
         store.close()
+        raise
+
+
+@contextlib.contextmanager
+def _undone_on_error(store: Store) -> Iterator[None]:
+    """A store that was made, for nothing, is removed again."""
+    try:
+        with _closing_on_error(store):
+            yield
+    except BaseException:
+        store.path.unlink()
+        store.path.with_name(store.path.name + ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what else is there stays
+            store.path.parent.rmdir()
         raise

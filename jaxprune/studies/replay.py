@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxprune import engine, validation
@@ -11,7 +12,7 @@ from jaxprune.laws import Law
 from jaxprune.studies import cases, sampling
 from jaxprune.studies.plan import Plan
 from jaxprune.studies.result import identity, plain
-from jaxprune.studies.sampling import as_noted
+from jaxprune.types import BrokenInvariant
 
 
 class Replay(NamedTuple):
@@ -39,7 +40,7 @@ def replay(plan: Plan, store: Store, trial: int, case: int | None = None) -> Rep
 
     Returns:
       The trial. Its `same` is whether the whole block comes out as it is kept, to the last bit;
-      None if the block is not there.
+      None if the block is not there. A pair whose bracket is broken is shown like any other.
 
     Raises:
       ValueError: a number outside its range.
@@ -50,14 +51,10 @@ def replay(plan: Plan, store: Store, trial: int, case: int | None = None) -> Rep
     asked = plan.cases[number]
     trial = validation.integer("trial", trial, 0, asked.trials - 1)
     targets = cases.trained_targets(plan, [number])
-    run = as_noted(store, number, cases.prepare(asked, plan, targets))
-    if number not in store.cases:
-        run = engine.fitted(run)
+    run = sampling.ready(plan, store, number, targets)
     block = trial // run.block
-    (done,) = engine.run_blocks(run, [block])
+    (done,) = engine.run_blocks(run, [block], jax.local_devices()[:1])
     empty = cases.empty_tally(asked)
-    tally = Tally.of(empty.eps, done.ids, done.trials, empty.labelled, empty.cap)
-    there = number in store.cases and block in store.blocks(number)
     shown = {name: field[trial - done.ids.start].item() for name, field in
              done.trials._asdict().items()}  # fmt: skip
     params, masks = engine.draw(run, trial)
@@ -75,7 +72,7 @@ def replay(plan: Plan, store: Store, trial: int, case: int | None = None) -> Rep
         "amount": str(asked.amount),
         "eps": list(empty.eps),
         **shown,
-        "same": pack(tally) == pack(store.get(number, block)) if there else None,
+        "same": _is_kept(store, number, done, empty),
         "differs": sampling.differing(store.about["identity"], identity()),
         "layers": [
             {"layer": name, "weights": mask.size, "removed": int(mask.size - mask.sum())}
@@ -87,3 +84,13 @@ def replay(plan: Plan, store: Store, trial: int, case: int | None = None) -> Rep
         dict(zip(names, params, strict=True)),
         dict(zip(names, masks, strict=True)),
     )
+
+
+def _is_kept(store: Store, number: int, done: engine.Done, empty: Tally) -> bool | None:
+    if number not in store.cases or done.block not in store.blocks(number):
+        return None
+    try:
+        tally = Tally.of(empty.eps, done.ids, done.trials, empty.labelled, empty.cap)
+    except BrokenInvariant:
+        return False
+    return pack(tally) == pack(store.get(number, done.block))

@@ -8,9 +8,10 @@ of its plan that this file knows, finished or not. A plan says beforehand how ma
 exploratory, and its verdicts are `estimated`.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,36 +50,63 @@ def claim_hash(source: Mapping[str, Any]) -> str:
 
 
 def begin(plan: Plan, folder: Path | None) -> Runs:
-    """Notes a run and finds the earlier ones; run again under an earlier seed, it is that one.
+    """`find`, then `note`."""
+    made = find(plan, folder)
+    note(plan, folder)
+    return made
+
+
+def find(plan: Plan, folder: Path | None, known: Iterable[int | str] = ()) -> Runs:
+    """The runs of a plan; run again under an earlier seed, it is that one.
 
     Args:
       plan: what is to be run.
       folder: of the ledger; None for none, e.g. of a library call.
+      known: seeds that were begun before those of the ledger, e.g. where the run was moved from.
 
     Raises:
-      ValueError: a ledger that cannot be read or written; one line.
+      ValueError: a ledger that cannot be read; one line.
     """
-    claim = claim_hash(plan.source)
-    seeds: dict[int | str, None] = {}
-    present = _label(plan.seed, plan.stream)
+    claim, present = claim_hash(plan.source), label(plan)
+    seeds = dict.fromkeys(known)
     if folder is not None:
-        path = folder / LEDGER
-        try:
-            seeds = dict.fromkeys(_seeds(path, claim))
-            entry = {
-                "claim": claim,
-                "plan": plan.hash,
-                "title": plan.title,
-                "seed": plan.seed,
-                "stream": plan.stream,
-                "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            }
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ValueError(f"log of runs {str(path)!r}: {reason}") from None
+        with _readable(folder / LEDGER) as path:
+            seeds |= dict.fromkeys(_seeds(path, claim))
     return Runs(claim, plan.runs, tuple(seeds | {present: None}), present)
+
+
+def note(plan: Plan, folder: Path | None) -> None:
+    """Adds a run to the ledger, before its first trial.
+
+    Raises:
+      ValueError: it cannot be written; one line.
+    """
+    if folder is None:
+        return
+    entry = {
+        "claim": claim_hash(plan.source),
+        "plan": plan.hash,
+        "title": plan.title,
+        "seed": plan.seed,
+        "stream": plan.stream,
+        "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    with _readable(folder / LEDGER) as path, path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+@contextlib.contextmanager
+def _readable(path):
+    try:
+        yield path
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ValueError(f"log of runs {str(path)!r}: {reason}") from None
+
+
+def label(plan: Plan) -> int | str:
+    """How a plan's run is called among the others of its claims."""
+    return _label(plan.seed, plan.stream)
 
 
 def _label(seed, stream):

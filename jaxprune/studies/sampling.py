@@ -5,6 +5,7 @@ the blocks up to the first missing one grow while all parts are at work. Process
 alone: one that dies takes nothing with it.
 """
 
+import contextlib
 import math
 import platform
 import time
@@ -44,14 +45,15 @@ class Part(NamedTuple):
 WHOLE = Part(1, 1)
 
 
-def about(plan: Plan, part: Part = WHOLE) -> dict[str, Any]:
-    """What a store says of its run."""
+def about(plan: Plan, part: Part = WHOLE, seeds: Sequence[int | str] = ()) -> dict[str, Any]:
+    """What a store says of its run; `seeds` are those of `Runs` when it was begun."""
     return {
         "plan": plan.source,
         "plan_hash": plan.hash,
         "identity": identity(),
         "environment": environment(plan.seed),
         "part": part,
+        "seeds": seeds,
     }
 
 
@@ -68,9 +70,22 @@ def reopened(store: Store) -> tuple[Plan, Part]:
         validation.integer("part", part.number, 1, part.of)
         if plan.hash != known["plan_hash"] or not isinstance(known["identity"], Mapping):
             raise ValueError("its plan is not the one that it was begun with")
+        if not all(type(seed) in (int, str) for seed in list(known["seeds"])):
+            raise ValueError("its earlier runs are no list of seeds")
+        for number, noted in store.cases.items():
+            _check_case(plan, number, noted)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"run = {str(store.path)!r}: {error}") from None
     return plan, part
+
+
+def _check_case(plan, number, noted):
+    validation.integer("case", number, 0, len(plan.cases) - 1)
+    case = plan.cases[number]
+    tally = cases.empty_tally(case)
+    asked = {"trials": case.trials, "eps": tally.eps, "labelled": tally.labelled}
+    asked["cap"] = tally.cap if math.isfinite(tally.cap) else None
+    check_same(f"case {number}", asked, {name: noted[name] for name in asked})
 
 
 def check_same(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
@@ -142,9 +157,23 @@ def sample(
       store: where blocks are kept, each once it is done.
       progress: called after every block.
       part: whose blocks.
-      seconds: after which sampling ends, whatever is missing; a block in work is dropped.
+      seconds: after which no block is begun, and no chunk of networks trained; those in work, and
+        a program that is being compiled, are finished.
+
+    Raises:
+      ValueError: a block does not fit in memory.
+      BrokenInvariant: float32 errs by more than the guard band on a device; no block of that device
+        is kept for the case.
     """
-    deadline = time.monotonic() + seconds
+    with contextlib.suppress(_OutOfTime):
+        _sample(plan, store, progress, part, time.monotonic() + seconds)
+
+
+class _OutOfTime(Exception):
+    pass
+
+
+def _sample(plan, store, progress, part, deadline):
     missing = [i for i in range(len(plan.cases)) if not _case_complete(plan, store, i, part)]
     work = {case: cases.seconds(case) for case in (plan.cases[i] for i in missing)}
     jobs = cases.trainings(plan, missing)
@@ -153,6 +182,8 @@ def sample(
     finished = 0.0
 
     def report(doing, work, share):
+        if time.monotonic() >= deadline:
+            raise _OutOfTime
         if progress:
             progress(Progress(doing, finished + work * share, total))
 
@@ -168,11 +199,9 @@ def sample(
             progress=lambda n, d=doing, w=training_work[job], c=count: report(d, w, n / c),
         )
         finished += training_work[job]
-    runs = [as_noted(store, i, cases.prepare(plan.cases[i], plan, targets)) for i in missing]
+    runs = [_as_begun(store, i, cases.prepare(plan.cases[i], plan, targets)) for i in missing]
     with compiling_ahead(runs):
         for number, run in zip(missing, runs, strict=True):
-            if time.monotonic() >= deadline:
-                return
             case = plan.cases[number]
             advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
             _sample_case(plan, store, number, run, part, deadline, advance)
@@ -182,35 +211,41 @@ def sample(
 def _sample_case(plan, store, number, run, part, deadline, advance):
     case = plan.cases[number]
     start = time.perf_counter()
-    if number not in store.cases:
-        run = engine.fitted(run)
+    advance(0)
+    run = engine.fitted(run, begun=number in store.cases)
     empty = cases.empty_tally(case)
     run = store.begin(number, run, empty)
-    kept = store.blocks(number)
-    told = lambda: advance(min(trials * part.of, case.trials))
-    trials = len(kept) * run.block
-    told()
+    trials = len(store.blocks(number)) * run.block
+    advance(min(trials * part.of, case.trials))
     # A part knows nothing of the blocks between its own.
     watched = plan.until_decided and part.of == 1
     prefix = _Prefix(store, number, Watch(case, plan)) if watched else None
-    if prefix and prefix.advance():
-        return
-    measured = False
-    for done, tally in engine.tally_blocks(run, empty, _missing(run, part, kept)):
-        now, device = time.perf_counter(), device_name(done.device)
-        store.add(number, done.block, tally, device, now - start)
-        if not measured:
-            measured = True
-            _measure_error(store, number, device, engine.float32_error(run, done))
-        start, trials = now, trials + tally.trials
-        told()
-        if (prefix and prefix.advance(done.block)) or time.monotonic() >= deadline:
-            return
+    decided = bool(prefix and prefix.advance())
+
+    def wanted():
+        for block in _missing(run, part, store.blocks(number)):
+            if decided or time.monotonic() >= deadline:
+                return
+            yield block
+
+    errors = store.errors(number)
+    with contextlib.closing(engine.tally_blocks(run, empty, wanted())) as blocks:
+        for done, tally in blocks:
+            now, device = time.perf_counter(), device_name(done.device)
+            if device not in errors:
+                errors[device] = engine.float32_error(run, done)
+                store.note_error(number, device, errors[device])
+            check_error(number, errors[device], device)
+            store.add(number, done.block, tally, device, now - start)
+            start, trials = now, trials + tally.trials
+            decided = bool(prefix and prefix.advance(done.block))
+            with contextlib.suppress(_OutOfTime):  # what is in work is kept
+                advance(min(trials * part.of, case.trials))
 
 
-def _measure_error(store, number, device, error):
-    store.note_error(number, device, error)
-    if error > engine.GUARD:
+def check_error(number: int, error: float | None, device: str) -> None:
+    """Refuses, with a BrokenInvariant, what float32 costs a case's distances if it is too much."""
+    if error is not None and not error <= engine.GUARD:
         raise BrokenInvariant(
             f"case {number}: float32 errs by {error:.1e} on {device}, more than the guard band "
             f"of {engine.GUARD:g}: its counts say nothing"
@@ -234,7 +269,8 @@ def _case_complete(plan, store, number, part):
     wanted = range(-(-noted["trials"] // noted["block"]))[part.number - 1 :: part.of]
     if len(store.blocks(number)) == len(wanted):
         return True
-    return plan.until_decided and any(map(Watch(plan.cases[number], plan), store.prefix(number)))
+    watched = plan.until_decided and part.of == 1
+    return watched and any(map(Watch(plan.cases[number], plan), store.prefix(number)))
 
 
 def device_name(device: jax.Device) -> str:
@@ -256,7 +292,8 @@ def audit(plan: Plan, store: Store, share: float) -> int:
     Raises:
       ValueError: a share outside [0, 1].
       BrokenInvariant: a block came out otherwise. All blocks of the device that made it are
-        dropped; `sample` makes them anew.
+        dropped; `sample` makes them anew. As the other device may be the one that errs, no verdict
+        is given before an audit passes.
     """
     share = validation.real("audit", share, 0.0, 1.0, open=False)
     there = [(i, block) for i in store.cases for block in store.blocks(i)]
@@ -264,30 +301,43 @@ def audit(plan: Plan, store: Store, share: float) -> int:
     drawn = np.random.default_rng((plan.seed, len(there))).choice(len(there), count, replace=False)
     chosen = {there[k] for k in drawn}
     targets = cases.trained_targets(plan, {i for i, _ in chosen})
-    for number, case in enumerate(plan.cases):
+    for number in range(len(plan.cases)):
         makers: dict[str, list[int]] = {}
         for block, _, device, _ in store.rows(number) if number in store.cases else ():
             if (number, block) in chosen:
                 makers.setdefault(device, []).append(block)
         if not makers:
             continue
-        run, empty = (
-            as_noted(store, number, cases.prepare(case, plan, targets)),
-            store.empty(number),
-        )
+        run, empty = ready(plan, store, number, targets), store.empty(number)
         for maker, blocks in makers.items():
             others = [d for d in jax.local_devices() if device_name(d) != maker]
-            for done, tally in engine.tally_blocks(run, empty, blocks, others or None):
-                if pack(tally) != pack(store.get(number, done.block)):
-                    dropped = store.void(maker)
-                    raise BrokenInvariant(
-                        f"audit: case {number}, block {done.block} of {maker} came out otherwise; "
-                        f"its {dropped} blocks are dropped, resume makes them anew"
-                    )
+            again = engine.tally_blocks(run, empty, blocks, others or None)
+            with contextlib.closing(again):
+                for done, tally in again:
+                    if pack(tally) != pack(store.get(number, done.block)):
+                        _fail_audit(store, number, done, maker)
+    store.note_audit(count)
     return count
 
 
-def as_noted(store: Store, number: int, run: engine.Run) -> engine.Run:
-    """In the blocks that were noted when the case was begun."""
+def _fail_audit(store, number, done, maker):
+    auditor = device_name(done.device)
+    failure = f"case {number}, block {done.block} of {maker} came out otherwise on {auditor}"
+    dropped = store.void(maker)
+    store.note_audit(0, failure)
+    raise BrokenInvariant(f"audit: {failure}; its {dropped} blocks are dropped, resume makes anew")
+
+
+def ready(plan: Plan, store: Store, number: int, targets: Mapping[tuple, Params]) -> engine.Run:
+    """A case made ready, in the blocks in which it was begun, as many at once as fit in memory.
+
+    Raises:
+      ValueError: not even one fits.
+    """
+    run = _as_begun(store, number, cases.prepare(plan.cases[number], plan, targets))
+    return engine.fitted(run, begun=number in store.cases)
+
+
+def _as_begun(store, number, run):
     noted = store.cases.get(number)
     return run._replace(block=noted["block"], chunk=noted["chunk"]) if noted else run

@@ -27,7 +27,7 @@ from jaxprune.studies.cases import check_memory, empty_tally
 from jaxprune.studies.exponents import exponents
 from jaxprune.studies.plan import TEST_IMAGES, UNIT_BALL, Case, Plan
 from jaxprune.studies.result import Progress, environment, plain
-from jaxprune.studies.sampling import Watch, about, sample
+from jaxprune.studies.sampling import Watch, about, check_error, sample
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
@@ -81,9 +81,7 @@ class _Sampled(NamedTuple):
     float32_error: float | None
 
 
-def judged(
-    plan: Plan, store: Store, made: ledger.Runs, *, audited: int | None = None
-) -> dict[str, Any]:
+def judged(plan: Plan, store: Store, made: ledger.Runs) -> dict[str, Any]:
     """Judges the claims of a plan by the blocks of a store, and notes the verdicts there.
 
     A case counts as far as no block is missing. A plan with fixed trials gives no verdict of a case
@@ -93,15 +91,18 @@ def judged(
       plan: the store's.
       store: with the blocks of the whole plan, not of a part.
       made: from `studies.runs`.
-      audited: how many blocks were run twice.
 
     Returns:
       As `verify`.
+
+    Raises:
+      BrokenInvariant: float32 errs by more than the guard band on a device that ran a block.
     """
     sampled = [_sampled(plan, store, number) for number in range(len(plan.cases))]
     tallies = [s.tally for s in sampled]
     complete = all(s.complete for s in sampled)
-    cells = _cells(plan, made, sampled)
+    estimates = made.exploratory or store.failed_audit is not None
+    cells = _cells(plan, sampled, estimates)
     keys = "experiment", "network", "pruning", "amount", "eps", "trials", "verdict"
     store.note([{key: cell[key] for key in (*keys, "p_low", "p_high")} for cell in cells])
     return {
@@ -112,7 +113,8 @@ def judged(
             "complete": complete,
             "tallies": state_hash(tallies),
             "damaged": plain(store.damaged),
-            "audited": audited,
+            "audited": store.audited,
+            "failed_audit": store.failed_audit,
         },
         "cells": cells,
         "exponents": []
@@ -128,6 +130,7 @@ def _sampled(plan: Plan, store: Store, number: int) -> _Sampled:
     if number in store.cases:
         block, seconds = store.cases[number]["block"], store.seconds(number)
         error = store.float32_error(number)
+        check_error(number, error, "a device that ran its blocks")
         for tally in store.prefix(number):
             if plan.until_decided and (decided := watch(tally)):
                 break
@@ -158,17 +161,17 @@ def _decisions(plan: Plan, sampled: Sequence[_Sampled]) -> list[Decision]:
     ]
 
 
-def _cells(plan: Plan, made: ledger.Runs, sampled: Sequence[_Sampled]) -> list[dict]:
+def _cells(plan: Plan, sampled: Sequence[_Sampled], estimates: bool) -> list[dict]:
     decisions = iter(_decisions(plan, sampled))
     cells = []
     for number, (case, s) in enumerate(zip(plan.cases, sampled, strict=True)):
         tally = s.tally
         facts = _facts(case, tally)
         facts |= _whole_distribution(plan, case, s)
-        facts["smallest_eps"] = None if made.exploratory else _smallest_eps(plan, s)
+        facts["smallest_eps"] = None if estimates else _smallest_eps(plan, s)
         for eps, source in case.eps:
             counts, decision = tally.counts(eps), next(decisions)
-            if made.exploratory:
+            if estimates:
                 decision = decision._replace(verdict=ESTIMATED)
             proved = case.certificate is not None and case.certificate.eps <= eps
             cells.append(
