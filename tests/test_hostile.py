@@ -1,5 +1,6 @@
 """Hostile files and absurd requests: one line, exit status 2, nothing run, nothing written."""
 
+import contextlib
 import functools
 import html.parser
 import io
@@ -128,13 +129,13 @@ def store_file(tmp_path):
         ["CREATE VIEW v AS SELECT * FROM about"],
         ["CREATE TRIGGER t AFTER INSERT ON blocks BEGIN DELETE FROM blocks; END"],
         ["DROP TABLE blocks"],
-        ["ALTER TABLE blocks ADD COLUMN b"],
+        ["ALTER TABLE blocks ADD COLUMN b TEXT"],
         ["PRAGMA application_id = 1"],
         ["PRAGMA user_version = 99"],
         ["DELETE FROM about"],
         ["UPDATE about SET text = '{}'"],
         ["UPDATE about SET sha256 = 1"],
-        ["INSERT INTO errors VALUES (0, 'here', 'much')"],
+        ["INSERT INTO errors VALUES (0, 'here', 1.5)"],
         ["INSERT INTO errors VALUES (0, 'here', 1e999)"],
         ["INSERT INTO cases VALUES (0, '[]', 'none')"],
     ],
@@ -150,7 +151,9 @@ def test_a_file_that_is_no_run_of_ours_is_refused(store_file, refused, statement
 def test_a_value_of_400_megabytes_is_refused_before_it_is_read(store_file, refused):
     path = store_file()
     edited(
-        path, "INSERT INTO blocks VALUES (0, 0, 1, zeroblob(400000000), 'here', 0.1, 'none')"
+        path,
+        "INSERT INTO blocks "
+        "VALUES (0, 0, 1, CAST(zeroblob(400000000) AS TEXT), 'here', 0.1, 'none')",
     )  # fmt: skip
     before = peak()
     refused("replay", path, "--trial", 0, named="run")
@@ -185,7 +188,8 @@ def replaced(rng, value):
 
 def test_an_author_with_right_checksums_gets_no_further(tmp_path, monkeypatch):
     """600 edits of what a run says: a refusal in one line, or a dropped block, or no harm."""
-    rng, path, edit = random.Random(0), tmp_path / "run.db", tmp_path / "edit.db"
+    rng, path, edit = random.Random(0), tmp_path / "run.db", tmp_path / "edit" / "run.db"
+    edit.parent.mkdir()
     plan = plans.parse(plans.reading.tomllib.loads(GOOD))
     with Store.create(path, sampling.about(plan)) as store:
         sampling.sample(plan, store)
@@ -216,6 +220,103 @@ def test_an_author_with_right_checksums_gets_no_further(tmp_path, monkeypatch):
             assert "\n" not in str(error)
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 20, outcomes
+
+
+def rewritten(path, **changed):
+    """A file of which the first block says something else, its checksum right."""
+    db = sqlite3.connect(path)
+    row = list(db.execute("SELECT * FROM blocks").fetchone()[:-1])
+    tally = json.loads(row[3])
+    for name, change in changed.items():
+        tally[name] = change(tally[name])
+    row[3] = canonical(tally).decode()
+    db.execute("UPDATE blocks SET tally=?, sha256=?", (row[3], _sum(row)))
+    db.commit()
+    db.close()
+
+
+@pytest.fixture(scope="module")
+def sampled_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sampled") / "run.db"
+    plan = plans.parse(plans.reading.tomllib.loads(GOOD))
+    with Store.create(path, sampling.about(plan)) as store:
+        sampling.sample(plan, store)
+    return path
+
+
+LARGE = hex(2**5000)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"squared": lambda m: [m[0], LARGE, m[2]]},
+        {"squared": lambda m: [m[0], m[1], "-0x1"]},
+        {"squared": lambda m: [m[0] - 1, *m[1:]]},
+        {"capped_lower": lambda m: [m[0] - 1, *m[1:]]},
+        {"mean": lambda d: [d[0], d[1], d[2] + 1]},
+        {"relative": lambda d: [[[5], [2**62]], *d[1:]]},
+        {"lower": lambda h: [h[0], [2**63 - 1] * len(h[0])]},
+        {"pruned_correct": lambda n: n + 1},
+        {"changes": lambda h: [[1], [64]]},
+        {"worst": lambda w: [[gap, trial + 64] for gap, trial in w]},
+        {"worst": lambda w: [[gap * 0.5, trial] for gap, trial in w]},
+        {"worst": lambda w: [w[0]] * len(w)},
+        {"worst": lambda w: w[::-1]},
+        {"worst": lambda w: [[1e308, w[0][1]], *w[1:]]},
+        {"trials": lambda n: 2**62, "nonfinite": lambda n: 2**62},
+    ],
+)
+def test_a_block_whose_numbers_cannot_be_is_dropped(sampled_file, tmp_path, changed):
+    path = tmp_path / "run.db"
+    path.write_bytes(sampled_file.read_bytes())
+    with Store.open(path) as store:
+        assert store.blocks(0) == [0] and not store.damaged
+    rewritten(path, **changed)
+    with Store.open(path) as store:
+        assert store.damaged == [(0, 0)] and store.blocks(0) == []
+
+
+@pytest.mark.parametrize(
+    "number, changed",
+    [(99, {}), (0, {"trials": 65}), (0, {"eps": [0.4]}), (0, {"cap": None}), (0, {"labelled": 3})],
+)
+def test_cases_that_the_plan_does_not_have_are_refused(
+    sampled_file, tmp_path, refused, number, changed
+):
+    path = tmp_path / "run.db"
+    path.write_bytes(sampled_file.read_bytes())
+    db = sqlite3.connect(path)
+    text = json.loads(db.execute("SELECT text FROM cases").fetchone()[0])
+    text = canonical(text | changed).decode()
+    db.execute("DELETE FROM cases")
+    db.execute("INSERT INTO cases VALUES (?,?,?)", (number, text, _sum(["cases", number, text])))
+    db.execute("DELETE FROM blocks")
+    db.commit()
+    db.close()
+    refused("replay", path, "--trial", 0, named="case")
+    refused("merge", path, "--out", "out", named="case")
+
+
+def test_another_program_s_database_is_not_touched(tmp_path, refused):
+    db = sqlite3.connect(tmp_path / "run.db")
+    db.execute("CREATE TABLE mine (a)")
+    db.commit()
+    db.close()
+    before = (tmp_path / "run.db").read_bytes()
+    refused("resume", "run.db", named="no run of jaxprune")
+    refused("verify", "--out", ".", "--resume", named="no run of jaxprune")
+    assert (tmp_path / "run.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("column", ["case_id", "block", "trials"])
+def test_ids_are_integers(sampled_file, tmp_path, column):
+    path = tmp_path / "run.db"
+    path.write_bytes(sampled_file.read_bytes())
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for value in (0.5, b"blob", "text"):
+            with pytest.raises(sqlite3.IntegrityError):
+                db.execute(f"UPDATE blocks SET {column} = ?", (value,))
 
 
 # --- plans
@@ -345,8 +446,11 @@ def test_names_of_files_are_kept_to(tmp_path, refused):
         ["--distributed", "x"],
         ["--distributed", "h:1", "2", "2"],
         ["--resume"],
+        ["--part", "1/2", "--distributed"],
     ):
         refused("verify", "--plan", "plan.toml", *option, named=option[0][2:])
+    refused("verify", "--plan", "plan.toml", "--part", "1/2", "--json", "j", named="json")
+    refused("replay", "there", "--trial", 0, "--save", "x", "--json", "x", named="json")
     assert (tmp_path / "there" / "file").read_text() == "mine"
 
 

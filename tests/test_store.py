@@ -661,7 +661,13 @@ def test_no_block_is_begun_after_the_deadline_and_those_in_work_are_kept(monkeyp
 
 
 def test_training_ends_at_the_deadline(monkeypatch):
-    network = {"network": "dense", "widths": [64, 4, 10], "data": "digits", "domain": "test images"}
+    network = {
+        "network": "dense",
+        "widths": [64, 4, 10],
+        "data": "digits",
+        "domain": "test images",
+        "layers": "all",
+    }
     experiment = {"title": "a", "pruning": "random", "count": 3, "eps": [0.2], **network}
     plan, clock, chunks = a_plan(trials=64, experiment=[experiment]), stopped_clock(monkeypatch), []
 

@@ -130,10 +130,9 @@ def reopen(run: Path) -> Kept:
     store = Store.open(path, write=True)
     with _closing_on_error(store):
         plan, part = sampling.reopened(store)
-        if path.name != store_path(Path(), part).name:
-            needed = store_path(Path(), part).name
-            raise ValueError(f"run = {str(path)!r}: in a folder of its own, as {needed}, is needed")
         sampling.check_identity(store)
+        if path.name != (needed := store_path(Path(), part).name):
+            raise ValueError(f"run = {str(path)!r}: in a folder of its own, as {needed}, is needed")
         log = _log_folder(path)
         made = runs.find(plan, log, store.about["seeds"])
         runs.note(plan, log)
