@@ -1,0 +1,1 @@
+"""Pruning of one given model: any pytree of parameters."""
