@@ -22,6 +22,7 @@ ALLOWED = {
     "products": set(),
     "inputs": {"bits", "laws"},
     "pruning": {"bits", "laws"},
+    "models": {"bits", "pruning"},
     "statistics": set(),
     "gaps": {"activations", "bits", "inputs", "networks"},
     "bounds": {"activations", "laws", "networks", "pruning", "statistics"},
@@ -103,7 +104,8 @@ def test_importing_the_package_stays_light():
     """No plotting, no data set and no terminal library before they are needed."""
     code = (
         "import sys, jaxprune; heavy = [m for m in ('sklearn', 'matplotlib', 'rich', 'scipy.stats',"
-        " 'optax', 'pandas') if m in sys.modules]; print(heavy); sys.exit(bool(heavy))"
+        " 'optax', 'pandas', 'flax', 'equinox', 'safetensors') if m in sys.modules];"
+        " print(heavy); sys.exit(bool(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
