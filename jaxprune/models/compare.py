@@ -128,6 +128,8 @@ def _target(model, x, labels, batch):
     run = jax.jit(model.apply)
     twins = np.unique(np.linspace(0, len(x) - 1, TWINS).astype(int))
     outputs = _outputs(run, model.params, x, batch)
+    if labels is not None and not _has_classes(outputs):
+        raise ValueError(f"labels: outputs of shape {outputs.shape[1:]} are no classes")
     exact = _exact(run, model.params, x[twins], batch)
     return _Target(run, model.params, x, labels, batch, outputs, twins, exact)
 
@@ -140,7 +142,7 @@ def _against(target, masks):
     moved = Moves(
         distances, sizes, math.prod(before.shape[1:]), _error(target, pruned, distances, sizes)
     )
-    if before.ndim != 2 or before.shape[1] < 2:
+    if not _has_classes(before):
         return moved
     classes, classes_after = before.argmax(1), after.argmax(1)
     moved = replace(moved, changed=int((moved.finite & (classes != classes_after)).sum()))
@@ -205,6 +207,10 @@ def _error(target, pruned, distances, sizes):
         errors = np.where(wrong == 0, 0.0, wrong / scale[known])
     unit = 0.5 * float(jnp.finfo(target.outputs.dtype).eps)
     return float(np.max(errors, initial=unit))
+
+
+def _has_classes(outputs):
+    return outputs.ndim == 2 and outputs.shape[1] > 1
 
 
 def _distances(y, other):
