@@ -11,6 +11,7 @@ import numpy as np
 from jaxprune import activations, inputs, networks, validation
 from jaxprune.activations import Activation
 from jaxprune.engine import keys
+from jaxprune.gaps.lengths import per_column
 from jaxprune.models import paths
 from jaxprune.models.model import Model, is_model
 from jaxprune.networks import Conv, Dense, Layer, Network
@@ -218,7 +219,8 @@ def _float32(name, x):
 def _check_outputs(whole, read):
     """Raises a ValueError where the model gives something else than the stack."""
     shape = read.network.in_shape
-    x = inputs.sphere(keys.root_key(0), PROBES, shape) * 4.0 ** jnp.arange(PROBES)
+    x = inputs.sphere(keys.root_key(0), PROBES, shape)
+    x = x * per_column(4.0 ** jnp.arange(PROBES), x)
     # Flax has channels last, and so have the images that come out.
     last = len(shape) > 1 and _last(read.paths[0]) == KERNEL
     rows = jnp.moveaxis(x, -1, 0)
