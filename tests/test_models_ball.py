@@ -202,7 +202,9 @@ def test_a_safetensors_file_is_a_model(tmp_path):
     masks = Masks.load(tmp_path / "masks.safetensors", loaded)
     assert known(loaded).paths == tuple(f"layers.{i}.weight" for i in range(3))
     assert ball_gap(loaded, masks) == ball_gap(params, masks)
-    assert "untouched: 3 arrays of 22 weights: layers.0.bias" in str(masks.summary(loaded))
+    assert "untouched: 3 arrays of 22 weights, 0 removed: layers.0.bias" in str(
+        masks.summary(loaded)
+    )
     save_file(conv_params("first"), tmp_path / "conv.safetensors")
     loaded = load_file(tmp_path / "conv.safetensors")
     masks = models.prune(loaded, amount=0.5)

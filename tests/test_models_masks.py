@@ -139,7 +139,7 @@ def test_summary_counts():
         summary.total.weights - summary.total.kept == summary.masked.weights - summary.masked.kept
     )
     text = str(summary)
-    assert "untouched: 3 arrays of 7 weights: b.bias, key, steps" in text
+    assert "untouched: 3 arrays of 7 weights, 0 removed: b.bias, key, steps" in text
     assert "b.w" in text and "5x3" in text and "%" in text
     assert len({len(line) for line in text.splitlines()[:-1]}) == 1
 

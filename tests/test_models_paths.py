@@ -83,6 +83,15 @@ def test_equinox_modules():
     assert new(jnp.ones(4)).shape == (3,)
 
 
+def test_biases_of_equinox_convolutions_are_left_alone():
+    """They have axes of length 1 behind the first."""
+    model = eqx.nn.Conv2d(1, 4, 3, key=jax.random.key(0))
+    assert model.bias.shape == (4, 1, 1)
+    assert list(select(model)) == ["weight"]
+    assert list(select(model, "bias")) == ["bias"]
+    assert list(select({"b": jnp.ones((1, 3)), "c": jnp.ones((3, 1))})) == ["b", "c"]
+
+
 def test_choices():
     params = nested()
     assert list(select(params, "layers.0.bias")) == ["layers.0.bias"]

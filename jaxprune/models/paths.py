@@ -86,9 +86,10 @@ def select(params: Any, layers: Layers = None) -> Arrays:
 
     Args:
       params: a pytree.
-      layers: None for all floating arrays of two or more axes, which leaves biases and the
-        scales of norms alone; or one or several names or patterns ("encoder.*.weight"), or a
-        predicate on name and array. Those choose among all floating arrays, biases included.
+      layers: None for all floating arrays of two or more axes that are not called `bias`, which
+        leaves biases and most scales of norms alone; or one or several names or patterns
+        ("encoder.*.weight"), or a predicate on name and array. Those choose among all floating
+        arrays, biases included.
 
     Returns:
       Name to array, in the order of the tree.
@@ -99,7 +100,9 @@ def select(params: Any, layers: Layers = None) -> Arrays:
     """
     found = floating(params)
     if layers is None:
-        chosen = {name: x for name, x in found.items() if x.ndim >= 2}
+        # The biases of Equinox's convolutions have axes of length 1 behind the first.
+        is_weight = lambda name, x: x.ndim >= 2 and name.rpartition(".")[2] != "bias"
+        chosen = {name: x for name, x in found.items() if is_weight(name, x)}
     elif callable(layers):
         chosen = {name: x for name, x in found.items() if layers(name, x)}
     else:

@@ -61,7 +61,8 @@ class Summary(NamedTuple):
             lines.append(f"{name:{path}}  {size:{shape}} {numbers}")
         left, weights = len(self.untouched), sum(row.weights for row in self.untouched)
         names = ", ".join(row.path for row in self.untouched)
-        lines.append(f"untouched: {left} arrays of {weights:,} weights" + f": {names}" * bool(left))
+        untouched = f"untouched: {left} arrays of {weights:,} weights, 0 removed"
+        lines.append(untouched + f": {names}" * bool(left))
         return "\n".join(lines)
 
 
