@@ -167,6 +167,7 @@ def test_a_model_of_its_own_type_decides_nothing_until_told():
     assert math.isnan(moved.error)
     assert moved.counts(100.0) == Counts(0, 700, 0, 0)
     assert moved.within(100.0).verdict == "undecided"
+    assert moved.quantile(0.5) == (0.0, np.inf)
     assert replace(moved, error=0.0).within(100.0).verdict == "holds"
 
 

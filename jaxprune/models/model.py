@@ -18,8 +18,8 @@ class Model:
     """`F(x) = apply(params, x)` for a batch of inputs.
 
     Attributes:
-      apply: `(params, (n, ...)) -> (n, ...)`, pure, as in evaluation: each output depends on its
-        own input alone.
+      apply: `(params, (n, ...)) -> (n, ...)`, a pure function of JAX, as in evaluation: each output
+        depends on its own input alone.
       params: a pytree of arrays, named as those of the module.
     """
 

@@ -66,12 +66,13 @@ class Moves:
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """`(n,)` lower and upper ends of the distances, 20 times their rounding error apart.
 
-        0 and infinity where an output is not finite.
+        0 and infinity where an output is not finite, or the error unknown.
         """
         with np.errstate(invalid="ignore"):
             band = BAND * self.error * (self.sizes + self.distances)
             low, high = np.maximum(self.distances - band, 0.0), self.distances + band
-        return np.where(self.finite, low, 0.0), np.where(self.finite, high, np.inf)
+        told = self.finite & np.isfinite(band)
+        return np.where(told, low, 0.0), np.where(told, high, np.inf)
 
     def counts(self, eps: float) -> Counts:
         """Inputs that move at most eps, too near to eps to tell, further, and not finite."""
