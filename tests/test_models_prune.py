@@ -265,6 +265,18 @@ def test_earlier_masks_stay_and_count():
     assert int(nm[LAYERS[0]].sum(1).max()) <= 2
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_earlier_masks_count_whatever_the_scores(method):
+    """Coins and scores below 0 as well: what is gone is lower than all of them."""
+    params = model()
+    first = prune(params, amount=0.3)
+    how = "random" if method == "random" else METHODS[method]
+    second = prune(params, how, 0.6, key=KEY, masks=first)
+    for path in LAYERS:
+        assert not (second[path] & ~first[path]).any()
+        assert int((~second[path]).sum()) == round(0.6 * first[path].size)
+
+
 def test_earlier_masks_of_units():
     params = model()
     first = Masks({LAYERS[0]: jnp.ones((6, 4), bool).at[2].set(False).at[3, :2].set(False)})
