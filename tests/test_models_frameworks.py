@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 from sklearn.datasets import load_digits
 
 import jaxprune as jp
@@ -231,6 +231,27 @@ def test_a_trained_stack_over_the_whole_ball(trained):
     # The data are in the ball, once scaled into it.
     moved = moves(model, masks, jp.into_ball(x))
     assert moved.largest <= gap.upper and moved.within(gap.upper * 1.001).verdict == "holds"
+
+
+class LinenMLP(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(10)(linen.relu(linen.Dense(32)(x)))
+
+
+def test_linen_is_a_pair():
+    module, x = LinenMLP(), digits((64,))[2]
+    variables = module.init(jax.random.key(0), x)
+    masks = prune(variables, "magnitude", 0.8)
+    assert list(masks) == ["params.Dense_0.kernel", "params.Dense_1.kernel"]
+    model = variables, module.apply
+    moved = moves(model, masks, x)
+    expected = module.apply(variables, x) - module.apply(masks.apply(variables), x)
+    expected = np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose(moved.distances, expected, rtol=1e-4, atol=1e-5)
+    # Linen counts layers as they are made, the outer one first.
+    gap = ball_gap(model, masks, order=["params.Dense_1.kernel", "params.Dense_0.kernel"])
+    assert moves(model, masks, jp.into_ball(x)).largest <= gap.lower <= gap.upper
 
 
 class FlaxStack(nnx.Module):

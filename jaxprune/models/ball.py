@@ -57,6 +57,7 @@ def ball_gap(
       ValueError: as `known`; masks of another model; or biases with an activation that is not
         positively homogeneous with s(1) = 1 (relu, leaky_relu, identity).
     """
+    validation.instance("masks", masks, Masks, "the Masks that prune gives")
     read = known(model, stack, order=order)
     masks.check(Model.of(model).params if is_model(model) else model)
     domain = UnitBall() if domain is None else domain

@@ -180,7 +180,9 @@ def _layers(stack, names, found):
     sides = [found[name].shape[:: -1 if _last(name) == KERNEL else 1] for name in names]
     for name, before, (_, d_in) in zip(names[1:], sides, sides[1:], strict=False):
         if d_in != before[0]:
-            raise ValueError(f"{name} takes {d_in} features: the layer before gives {before[0]}")
+            raise ValueError(
+                f"{name} takes {d_in} features: the one before gives {before[0]}; order?"
+            )
     return networks.dense([sides[0][1], *(d_out for d_out, _ in sides)], stack).layers
 
 
