@@ -1,5 +1,6 @@
 """How far is a pruned network from the network it was pruned from, and with what probability?"""
 
+from jaxprune import models
 from jaxprune.activations import erf, identity, leaky_relu, relu, tanh
 from jaxprune.bounds import certify, infinite_width
 from jaxprune.engine import Tally, layer_account, simulate
@@ -36,6 +37,7 @@ __all__ = [
     "layer_account",
     "leaky_relu",
     "magnitude",
+    "models",
     "normal",
     "random",
     "relu",

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def blocks(language):
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+def blocks(language, path="README.md"):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / path).read_text(), re.M | re.S)
     return [text for name, text in found if name == language]
 
 
@@ -21,6 +21,17 @@ def test_the_readme_s_python_prints_what_it_says(capsys):
     (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out in blocks("")
+
+
+def test_the_models_readme_prints_what_it_says(capsys):
+    path, names = "jaxprune/models/README.md", {}
+    first, five, ball = blocks("python", path)
+    said = blocks("", path)
+    assert len([line for line in five.splitlines() if line]) == 5
+    exec(compile(first, path, "exec"), names)
+    for code, expected in zip((five, ball), said, strict=True):
+        exec(compile(code, path, "exec"), names)
+        assert capsys.readouterr().out == expected
 
 
 def test_the_readme_s_plan_is_one():

@@ -14,7 +14,7 @@ KEYS = {"name", "kind", "file", "old", "new", "tests"}
 def test_there_are_at_least_forty_of_every_kind():
     assert len(FAULTS) == len({fault["name"] for fault in FAULTS}) >= 40
     kinds = Counter(fault["kind"] for fault in FAULTS)
-    assert set(kinds) == {"statistics", "engine", "gaps", "bounds", "pruning", "studies"}
+    assert set(kinds) == {"statistics", "engine", "gaps", "bounds", "pruning", "models", "studies"}
     assert kinds["statistics"] >= 16 and min(kinds.values()) >= 3
 
 

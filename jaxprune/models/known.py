@@ -1,0 +1,242 @@
+"""A given model read as a network of this package: a stack of layers with one activation."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import activations, inputs, networks, validation
+from jaxprune.activations import Activation
+from jaxprune.engine import keys
+from jaxprune.gaps.lengths import per_column
+from jaxprune.models import paths
+from jaxprune.models.model import Model, is_model
+from jaxprune.networks import Conv, Dense, Layer, Network
+
+KERNEL = "kernel"
+"""The name of a weight array whose outputs come last, as in Flax; of all others they come first."""
+
+BIASES = ("bias", "b")
+"""What a bias is called beside its weights."""
+
+PROBES = 8
+AGREE = 1e-3
+"""Largest relative distance, at a probe, of a model and what was read of it."""
+
+
+class Known(NamedTuple):
+    """A model as a stack: `a_i = W_i h_(i-1) + b_i`, `h_i = s(a_i)`, the last a the output.
+
+    Attributes:
+      network: layers and activation, without the biases.
+      paths: names of the weights in the model, first layer to last.
+      weights: float32 arrays, each of its layer's `weight_shape`.
+      biases: names of the biases; None for a layer without.
+      offsets: float32 `(out,)` biases, or None.
+    """
+
+    network: Network
+    paths: tuple[str, ...]
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[str | None, ...]
+    offsets: tuple[np.ndarray | None, ...]
+
+    @property
+    def biased(self) -> bool:
+        """Whether any layer has a bias."""
+        return any(bias is not None for bias in self.biases)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`F(x)` for inputs `(*in_shape, n)`, as columns `(*out_shape, n)`."""
+        fn = lambda h: h
+        for layer, w, b in zip(self.network.layers, self.weights, self.offsets, strict=True):
+            a = layer(jnp.asarray(w), fn(x))
+            x = a if b is None else a + b[:, None]
+            fn = self.network.activation.fn
+        return x
+
+    def laid_out(self, arrays: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+        """For each layer what `arrays` has for weights and bias, laid out as they are, or None.
+
+        Args:
+          arrays: by name and in the shape of the model's arrays.
+        """
+        turned = lambda path, layer: _turned(path, np.asarray(arrays[path]), layer)
+        return [
+            (
+                turned(path, layer) if path in arrays else None,
+                np.asarray(arrays[bias]) if bias in arrays else None,
+            )
+            for path, bias, layer in zip(self.paths, self.biases, self.network.layers, strict=True)
+        ]
+
+
+def known(
+    model: Any,
+    stack: Activation | Network = activations.relu,
+    *,
+    order: Sequence[str] | None = None,
+) -> Known:
+    """Reads a stack of layers from a model or from its parameters alone.
+
+    Arrays of two or more axes are weights; an array called `bias` or `b` beside exactly one of
+    them is its bias. Weights called `kernel` have their outputs last, as in Flax, all others first,
+    as in Equinox and PyTorch; a dense `kernel` behind convolutions takes images flattened with
+    channels last, all others with channels first.
+
+    Args:
+      model: what `Model.of` takes; or a pytree of parameters alone, such as
+        `safetensors.numpy.load_file` gives. A model's own outputs are compared with those of the
+        stack at a few inputs of norm 1 to 4^7; of parameters alone order and activation are taken
+        on trust.
+      stack: the activation between dense layers; or the whole network, which convolutions need.
+      order: names of the weights, first layer to last; None for the natural order of their names
+        ("layers.2" before "layers.10").
+
+    Raises:
+      ValueError: an array that belongs to no layer, layers that do not fit together, weights that
+        are not finite or beyond float32's digits, biases of convolutions, or a model that
+        computes something else.
+    """
+    whole = Model.of(model) if is_model(model) else None
+    found = paths.floating(whole.params if whole else model)
+    names = _weights(found, order)
+    bias_of = _biases(found, names)
+    layers = _layers(stack, names, found)
+    for name, layer in zip(names, layers, strict=True):
+        if bias_of[name] and isinstance(layer, Conv):
+            raise ValueError(f"{bias_of[name]}: convolutions with biases are not read as a stack")
+        _check_shapes(name, bias_of[name], layer, found)
+    if isinstance(stack, Network):
+        network = stack
+    else:
+        network = Network(layers, stack, layers[0].in_shape)
+    read = Known(
+        network,
+        tuple(names),
+        tuple(_turned(p, _float32(p, found[p]), y) for p, y in zip(names, layers, strict=True)),
+        tuple(bias_of.values()),
+        tuple(b and _float32(b, found[b]) for b in bias_of.values()),
+    )
+    if whole:
+        _check_outputs(whole, read)
+    return read
+
+
+def _natural(name):
+    """A key that sorts numbers in names by their value."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def _last(name):
+    return name.rpartition(".")[2]
+
+
+def _folder(name):
+    return name.rpartition(".")[0]
+
+
+def _weights(found, order):
+    """Names of the weights, first layer to last."""
+    names = [name for name in found if found[name].ndim >= 2 and _last(name) not in BIASES]
+    if not names:
+        raise ValueError("model: has no array of two or more axes, and so no layer")
+    if order is None:
+        return sorted(names, key=_natural)
+    if isinstance(order, str) or sorted(order) != sorted(names):
+        raise ValueError(f"order = {order!r}: each of {', '.join(map(repr, names))} once is needed")
+    return list(order)
+
+
+def _biases(found, names):
+    """Name of each weight's bias, or None."""
+    of = dict.fromkeys(names)
+    for bias in (name for name in found if name not in of):
+        beside = [name for name in names if _folder(name) == _folder(bias)]
+        if _last(bias) not in BIASES or len(beside) != 1 or of[beside[0]]:
+            raise ValueError(f"{bias}: belongs to no layer; a stack of layers alone is needed")
+        of[beside[0]] = bias
+    return of
+
+
+def _layers(stack, names, found):
+    if isinstance(stack, Network):
+        if len(stack.layers) != len(names):
+            needed = f"{len(stack.layers)} are needed for {stack}"
+            raise ValueError(
+                f"model: has {len(names)} weight arrays ({', '.join(names)}); {needed}"
+            )
+        return stack.layers
+    validation.instance("stack", stack, Activation, "an activation of this package or a Network")
+    for name in names:
+        if found[name].ndim != 2:
+            raise ValueError(
+                f"{name} has shape {found[name].shape}: convolutions need their Network"
+            )
+    sides = [found[name].shape[:: -1 if _last(name) == KERNEL else 1] for name in names]
+    for name, before, (_, d_in) in zip(names[1:], sides, sides[1:], strict=False):
+        if d_in != before[0]:
+            raise ValueError(
+                f"{name} takes {d_in} features: the one before gives {before[0]}; order?"
+            )
+    return networks.dense([sides[0][1], *(d_out for d_out, _ in sides)], stack).layers
+
+
+def _turned(name, w, layer: Layer):
+    """Weights, or a mask of theirs, laid out as the layer's `weight_shape`."""
+    if _last(name) != KERNEL:
+        return w
+    if isinstance(layer, Conv):
+        return w.transpose(3, 2, 0, 1)
+    if isinstance(layer, Dense) and layer.image:
+        c, rows, columns = layer.image
+        return w.reshape(rows, columns, c, -1).transpose(3, 2, 0, 1).reshape(-1, layer.d_in)
+    return w.T
+
+
+def _check_shapes(name, bias, layer, found):
+    out, into, *sides = layer.weight_shape
+    wanted = (*sides, into, out) if _last(name) == KERNEL else layer.weight_shape
+    if found[name].shape != wanted:
+        raise ValueError(f"{name} has shape {found[name].shape}: {wanted} is needed")
+    if bias and found[bias].shape != (out,):
+        raise ValueError(f"{bias} has shape {found[bias].shape}: {(out,)} is needed")
+
+
+def _float32(name, x):
+    x = np.asarray(x)
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name}: not all entries are finite")
+    with np.errstate(over="ignore"):
+        short = x.astype(np.float32)
+    if (short != x).any():
+        raise ValueError(f"{name}: {x.dtype} with more digits than float32; round the model first")
+    return short
+
+
+def _check_outputs(whole, read):
+    """Raises a ValueError where the model gives something else than the stack."""
+    shape = read.network.in_shape
+    x = inputs.sphere(keys.root_key(0), PROBES, shape)
+    x = x * per_column(4.0 ** jnp.arange(PROBES), x)
+    # Flax has channels last, and so have the images that come out.
+    last = len(shape) > 1 and _last(read.paths[0]) == KERNEL
+    rows = jnp.moveaxis(x, -1, 0)
+    with jax.default_matmul_precision("highest"):
+        expected = np.moveaxis(np.asarray(read(x)), -1, 0)
+        got = np.asarray(whole.apply(whole.params, jnp.moveaxis(rows, 1, -1) if last else rows))
+    if last and got.ndim == 4:
+        got = np.moveaxis(got, -1, 1)
+    same = got.shape == expected.shape
+    if same:
+        d, y = (z.reshape(PROBES, -1) for z in (got - expected, expected))
+        same = np.all(np.linalg.norm(d, axis=1) <= AGREE * np.linalg.norm(y, axis=1))
+    if not same:
+        raise ValueError(
+            f"model: is not {' -> '.join(read.paths)} with {read.network.activation} between; "
+            "another order or stack is needed"
+        )

@@ -1,0 +1,178 @@
+"""Masks of one model: which weights are kept."""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.models.paths import arrays, known, replace
+from jaxprune.models.summary import Summary, summarise
+
+FORMAT = {"jaxprune": "masks"}
+"""What marks a file of ours."""
+
+
+@jax.tree_util.register_pytree_node_class
+class Masks(Mapping):
+    """Name of an array of a model to a Boolean array of its shape, True where a weight is kept.
+
+    Arrays without a mask are kept whole. Masks measure: a pruned weight is a zero in a dense
+    array. They pass through `jit` and `vmap` as pytrees, the names being static.
+    """
+
+    def __init__(self, masks: Mapping[str, jax.Array] = ()):
+        """Takes masks by the names of `models.arrays`.
+
+        Raises:
+          ValueError: a mask that is no Boolean array.
+        """
+        # In one order, so that equal masks are equal pytrees wherever they come from.
+        self._masks = dict(sorted(dict(masks).items()))
+        for name, mask in self._masks.items():
+            if getattr(mask, "dtype", None) != np.dtype(bool):
+                raise ValueError(f"mask of {name}: a Boolean array is needed")
+
+    def __getitem__(self, name: str) -> jax.Array:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self):
+        return f"Masks({', '.join(f'{name}: {mask.shape}' for name, mask in self.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Masks):
+            return NotImplemented
+        same = lambda name: bool(np.array_equal(self[name], other[name]))
+        return self.keys() == other.keys() and all(map(same, self))
+
+    __hash__ = None
+
+    def tree_flatten(self):
+        return tuple(self._masks.values()), tuple(self._masks)
+
+    @classmethod
+    def tree_unflatten(cls, names, masks):
+        # Unchecked: what JAX passes through its transformations need not be arrays.
+        new = object.__new__(cls)
+        new._masks = dict(zip(names, masks, strict=True))
+        return new
+
+    def check(self, params: Any) -> None:
+        """Raises a ValueError unless every mask has its array in `params`, of its shape."""
+        found = arrays(params)
+        for name, mask in self.items():
+            known("mask", name, found)
+            if mask.shape != found[name].shape:
+                raise ValueError(f"mask of {name}: {mask.shape} does not fit {found[name].shape}")
+
+    def apply(self, params: Any) -> Any:
+        """The pruned model: zeros instead of removed weights, whatever those are, NaN included.
+
+        Types stay what they are; every leaf without a mask is the same object as before.
+
+        Raises:
+          ValueError: a mask whose array is missing or has another shape.
+        """
+        self.check(params)
+        found = arrays(params)
+        return replace(params, {name: _zeroed(found[name], mask) for name, mask in self.items()})
+
+    def __and__(self, other: "Masks") -> "Masks":
+        """Keeps what both keep; an array that only one has a mask for is whole in the other.
+
+        Raises:
+          ValueError: two masks of one array differ in shape.
+        """
+        both = {**self, **other}
+        for name in self.keys() & other.keys():
+            if self[name].shape != other[name].shape:
+                raise ValueError(
+                    f"masks of {name}: {self[name].shape} and {other[name].shape} differ"
+                )
+            both[name] = self[name] & other[name]
+        return Masks(both)
+
+    def summary(self, params: Any, pruned: Any = None) -> Summary:
+        """What is kept of every array, and proof that all others are untouched.
+
+        Args:
+          params: the model that was pruned.
+          pruned: what has become of it; None for `apply(params)`.
+
+        Raises:
+          ValueError: an array without mask differs in `pruned` by a bit, a removed weight is
+            not zero or a kept one differs; or a mask does not fit.
+        """
+        self.check(params)
+        return summarise(self, params, self.apply(params) if pruned is None else pruned)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file of Boolean arrays, at once or not at all.
+
+        Raises:
+          OSError: the file cannot be written.
+        """
+        from safetensors.numpy import save
+
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        # Not `ascontiguousarray`, which gives a scalar an axis.
+        masks = {name: np.array(mask, order="C") for name, mask in self.items()}
+        part.write_bytes(save(masks, FORMAT))
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path, params: Any = None) -> "Masks":
+        """Reads what `save` wrote.
+
+        Args:
+          path: of the file.
+          params: if given, every mask has to fit its array in it.
+
+        Raises:
+          ValueError: the file is damaged, is none of masks, or does not fit; one line.
+          OSError: the file cannot be read.
+        """
+        masks = cls(_read(Path(path)))
+        if params is not None:
+            masks.check(params)
+        return masks
+
+
+def _read(path):
+    from safetensors.numpy import load
+
+    data = path.read_bytes()
+    try:
+        tensors = load(data)
+        (size,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + size])
+    except Exception as error:  # the library has failures of its own, KeyError among them
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: no safetensors file, or a damaged one: {reason}") from None
+    if not FORMAT.items() <= header.get("__metadata__", {}).items():
+        raise ValueError(f"{path}: a safetensors file, but not of masks")
+    for name, x in tensors.items():
+        # NumPy takes any byte for a Boolean, and computes nonsense with those above 1.
+        if x.dtype != bool or (x.reshape(-1).view(np.uint8) > 1).any():
+            raise ValueError(f"{path}: {name} is no Boolean array")
+    return tensors
+
+
+def _zeroed(x, mask):
+    if isinstance(x, np.ndarray):
+        try:
+            return np.where(np.asarray(mask), x, np.zeros((), x.dtype))
+        except jax.errors.TracerArrayConversionError:
+            pass
+    return jnp.where(mask, x, jnp.zeros((), x.dtype))

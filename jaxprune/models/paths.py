@@ -1,0 +1,134 @@
+"""The arrays of any pytree of parameters by name, and the choice of those that are pruned.
+
+A name is the way to an array through dictionaries, lists, attributes: "layers.0.weight". The
+variables of Flax NNX go by their own name: "linear.kernel", not "linear.kernel.value".
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Arrays = dict[str, jax.Array | np.ndarray]
+"""Arrays by their dotted paths, in the order of the tree."""
+
+Layers = str | Sequence[str] | Callable[[str, jax.Array], bool] | None
+"""Which layers are pruned; see `select`."""
+
+
+def _named(params: Any) -> tuple[list[str], list[Any], Any]:
+    """Names, leaves and structure; all names differ, those of leaves that are no arrays, too."""
+    found, tree = jax.tree_util.tree_flatten_with_path(params)
+    variables = _flax_variables(params)
+    # Flax's key of the array inside a variable is its own affair and has changed before.
+    keys = [path[:-1] if path[:-1] in variables else path for path, _ in found]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in keys]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"params: two leaves are called {twice!r}")
+    return names, [leaf for _, leaf in found], tree
+
+
+def _flax_variables(params):
+    """Key paths of the NNX variables in a tree; nobody who has not imported Flax has any."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return set()
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    found, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_variable)
+    return {path for path, node in found if is_variable(node)}
+
+
+def arrays(params: Any) -> Arrays:
+    """All arrays of a pytree; leaves that are none (functions, numbers) are left out.
+
+    Raises:
+      ValueError: two leaves have the same name, as in `{"a.b": x, "a": {"b": y}}`.
+    """
+    names, leaves, _ = _named(params)
+    named = zip(names, leaves, strict=True)
+    return {name: leaf for name, leaf in named if isinstance(leaf, jax.Array | np.ndarray)}
+
+
+def floating(params: Any) -> Arrays:
+    """All arrays of floating numbers that have any: what can be pruned."""
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating) and x.size > 0
+    return {name: x for name, x in arrays(params).items() if is_float(x)}
+
+
+def replace(params: Any, new: Mapping[str, jax.Array]) -> Any:
+    """The pytree with some of its arrays replaced; all other leaves are the same objects.
+
+    Args:
+      params: a pytree.
+      new: arrays by name, each of the shape of the one it replaces.
+
+    Raises:
+      ValueError: an unknown name (the nearest are suggested) or another shape.
+    """
+    names, leaves, tree = _named(params)
+    old = arrays(params)
+    for name, x in new.items():
+        known("name", name, old)
+        if x.shape != old[name].shape:
+            raise ValueError(f"{name} has shape {old[name].shape}: {x.shape} does not fit")
+    named = zip(names, leaves, strict=True)
+    return jax.tree.unflatten(tree, [new.get(name, leaf) for name, leaf in named])
+
+
+def select(params: Any, layers: Layers = None) -> Arrays:
+    """The arrays that are pruned.
+
+    Args:
+      params: a pytree.
+      layers: None for all floating arrays of two or more axes that are not called `bias`, which
+        leaves biases and most scales of norms alone; or one or several names or patterns
+        ("encoder.*.weight"), or a predicate on name and array. Those choose among all floating
+        arrays, biases included.
+
+    Returns:
+      Name to array, in the order of the tree.
+
+    Raises:
+      ValueError: a name or pattern that fits no floating array (the nearest names are
+        suggested), or nothing chosen.
+    """
+    found = floating(params)
+    if layers is None:
+        # The biases of Equinox's convolutions have axes of length 1 behind the first.
+        is_weight = lambda name, x: x.ndim >= 2 and name.rpartition(".")[2] != "bias"
+        chosen = {name: x for name, x in found.items() if is_weight(name, x)}
+    elif callable(layers):
+        chosen = {name: x for name, x in found.items() if layers(name, x)}
+    else:
+        wanted = [layers] if isinstance(layers, str) else layers
+        if not isinstance(wanted, Iterable):
+            raise ValueError(f"layers = {layers!r}: names, patterns or a predicate are needed")
+        fits = {pattern: matching(pattern, found) for pattern in wanted}
+        for pattern, names in fits.items():
+            if not names:
+                known("layers", pattern, found)
+        chosen = {name: x for name, x in found.items() if any(name in f for f in fits.values())}
+    if not chosen:
+        raise ValueError(f"layers = {layers!r}: no floating array is chosen")
+    return chosen
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that are the pattern, or fit it as files fit one in a shell."""
+    return [name for name in names if name == pattern or fnmatchcase(name, str(pattern))]
+
+
+def known(what: str, name: Any, names: Iterable[str]) -> None:
+    """Raises a ValueError that suggests the nearest names if `name` is not one of them."""
+    names = list(names)
+    if name in names:
+        return
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    hint = f" (did you mean {', '.join(map(repr, near))}?)" if near else ""
+    raise ValueError(f"{what} = {name!r}: fits none of {len(names)} arrays{hint}")

@@ -1,0 +1,218 @@
+"""Pruning of one model at once: scores, structure and amount to masks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import validation
+from jaxprune.models import scores as methods
+from jaxprune.models.amounts import Group, LayerAmount, groups
+from jaxprune.models.masks import Masks
+from jaxprune.models.paths import Arrays, Layers, floating, known, select
+from jaxprune.models.selection import lowest
+from jaxprune.models.structures import NM, Neurons, Structure, Weights
+from jaxprune.types import Key
+
+Method = str | Mapping[str, jax.Array] | Callable[[Any], Mapping[str, jax.Array]]
+"""Scores by name, a function of the parameters that gives them, "magnitude" or "random"."""
+
+METHODS = ("magnitude", "random")
+
+
+def prune(
+    params: Any,
+    method: Method = "magnitude",
+    amount: LayerAmount | None = None,
+    *,
+    layers: Layers = None,
+    structure: Structure | None = None,
+    key: Key | None = None,
+    masks: Masks | None = None,
+) -> Masks:
+    """Removes the lowest scores: exactly as many as the amount says.
+
+    Equal scores go in the order of their flat index; under one threshold for several layers, in
+    the order of the layers in the tree first. The same arguments give the same masks. It runs
+    under `jit` and `vmap`, where only NaN and infinite scores cannot be refused: NaN
+    then counts as the highest score and goes last.
+
+    Args:
+      params: a pytree of parameters.
+      method: "magnitude", "random", scores by name, or a function of the parameters that gives
+        them, such as `lambda p: models.snip(loss, p, x, y)`. The highest scores are kept.
+      amount: a sparsity (the fraction removed), an `Amount`, `Global`, `ErdosRenyi` or a
+        dictionary from names or patterns to amounts of single layers. It counts what the
+        structure removes together: half of 10 neurons are 5. None with `NM`, and only there.
+      layers: which arrays, see `select`; by default those of two or more axes but biases.
+      structure: `Weights()`, `Neurons`, `Block` or `NM`; None for single weights.
+      key: for "random".
+      masks: of earlier pruning. What they removed stays removed, and counts as removed: if that
+        is more than the amount, nothing more goes. What is left of a unit is scored by its rest.
+
+    Returns:
+      Masks of the chosen layers, and of those that `masks` had.
+
+    Raises:
+      ValueError: an argument that does not fit, or scores of a layer that are not finite.
+    """
+    structure = Weights() if structure is None else structure
+    chosen = select(params, layers)
+    plan = planned(chosen, amount, structure)
+    return pruned(params, method, plan, chosen, structure, key, masks)
+
+
+def planned(chosen: Arrays, amount: LayerAmount | None, structure: Structure) -> list[Group]:
+    """Thresholds and counts of the chosen layers; empty for N:M."""
+    validation.instance("structure", structure, Structure, "Weights, Neurons, Block or NM")
+    shapes = {path: w.shape for path, w in chosen.items()}
+    units = {path: int(np.prod(structure.units(shape))) for path, shape in shapes.items()}
+    if isinstance(structure, NM):
+        if amount is not None:
+            raise ValueError(f"amount = {amount!r}: N:M says itself how much goes")
+        return []
+    return groups(amount, shapes, units)
+
+
+def pruned(
+    params: Any,
+    method: Method,
+    plan: Sequence[Group],
+    chosen: Arrays,
+    structure: Structure,
+    key: Key | None,
+    masks: Masks | None,
+) -> Masks:
+    """`prune` with its counts worked out."""
+    masks = Masks() if masks is None else masks
+    masks.check(params)
+    shapes = {path: w.shape for path, w in chosen.items()}
+    earlier = {path: masks[path] for path in chosen if path in masks}
+    if isinstance(method, str) and validation.choice("method", method, METHODS) == "random":
+        scores, of_units = _random(params, structure, shapes, key), True
+    else:
+        method = methods.magnitude if isinstance(method, str) else method
+        found = method(params) if callable(method) else method
+        scores, of_units = _fitting(found, shapes), False
+    with _precision(scores):
+        if not of_units:
+            _refuse(scores, earlier, structure)
+        new, units = _kept(
+            scores,
+            earlier,
+            np.array([group.removed for group in plan], np.int32),
+            structure=structure,
+            together=tuple(group.paths for group in plan),
+            shapes=tuple(shapes.items()),
+            of_units=of_units,
+        )
+    return Masks(new | _biases(params, structure, units)) & masks
+
+
+@partial(jax.jit, static_argnames=("structure", "together", "shapes", "of_units"))
+def _kept(scores, earlier, removed, *, structure, together, shapes, of_units):
+    """Masks of the layers, and of their units, which are None for N:M."""
+    gone = _gone(earlier, structure)
+    for path, s in scores.items():
+        s = _wide(s)
+        if not of_units and not isinstance(structure, NM):
+            # What is left of a unit is scored by its rest.
+            s = jnp.where(earlier[path], s, jnp.zeros((), s.dtype)) if path in earlier else s
+            s = structure.scores(s)
+        scores[path] = jnp.where(gone[path], -jnp.inf, s) if path in gone else s
+    if isinstance(structure, NM):
+        return {path: structure.keep(s) for path, s in scores.items()}, None
+    kept = {}
+    for paths, k in zip(together, removed, strict=True):
+        stays = ~lowest(jnp.concatenate([jnp.ravel(scores[path]) for path in paths]), k)
+        ends = np.cumsum([scores[path].size for path in paths])
+        for path, part in zip(paths, jnp.split(stays, ends[:-1]), strict=True):
+            kept[path] = part.reshape(scores[path].shape)
+    return {path: structure.spread(kept[path], shape) for path, shape in shapes}, kept
+
+
+@partial(jax.jit, static_argnames="structure")
+def _gone(earlier, structure):
+    """For each layer that has a mask, which units it removes whole."""
+    if isinstance(structure, NM):
+        return {path: ~mask for path, mask in earlier.items()}
+    return {path: structure.total(m.astype(jnp.float32)) == 0 for path, m in earlier.items()}
+
+
+def units_gone(chosen: Arrays, structure: Structure, masks: Masks) -> dict[str, int]:
+    """How many units of each layer that has a mask it removes whole."""
+    earlier = {path: masks[path] for path in chosen if path in masks}
+    return {path: int(np.sum(x)) for path, x in _gone(earlier, structure).items()}
+
+
+def _random(params, structure, shapes, key):
+    """Coins of units, not of their weights, so that short tiles stay as often as others."""
+    if key is None:
+        raise ValueError('key = None: "random" needs a key')
+    of = {p: structure.units(w.shape) if p in shapes else () for p, w in floating(params).items()}
+    return {path: s for path, s in methods.coins_of(key, of).items() if path in shapes}
+
+
+def _fitting(scores, shapes):
+    """The scores of the chosen layers, if they are floats of the right shapes."""
+    validation.instance("method", scores, Mapping, "scores by name, or a function or name of such")
+    for path, shape in shapes.items():
+        known("scores", path, scores)
+        s = scores[path]
+        if getattr(s, "shape", None) != shape or not jnp.issubdtype(s.dtype, jnp.floating):
+            raise ValueError(f"scores of {path}: floats of shape {shape} are needed")
+    return {path: scores[path] for path in shapes}
+
+
+def _refuse(scores, earlier, structure):
+    """Raises a ValueError for scores that have no order, if they are known by now."""
+    try:
+        faults = {p: np.asarray(f) for p, f in _faults(scores, earlier).items()}
+    except jax.errors.TracerArrayConversionError:
+        return
+    for path, (not_finite, negative) in faults.items():
+        if not_finite:
+            raise ValueError(
+                f"scores of {path}: not all are finite (NaN weights, or an overflow that float64 "
+                "may avoid)"
+            )
+        if negative and getattr(structure, "by", None) == "l2":
+            raise ValueError(f"scores of {path}: some are below 0, where by='sum' is needed")
+
+
+@jax.jit
+def _faults(scores, earlier):
+    """For each layer whether a score that matters is not finite, and whether one is negative."""
+    counts = lambda path, marks: jnp.any(marks & earlier[path] if path in earlier else marks)
+    of = lambda path, s: jnp.stack([counts(path, ~jnp.isfinite(s)), counts(path, s < 0)])
+    return {path: of(path, s) for path, s in scores.items()}
+
+
+def _wide(s):
+    return s.astype(jnp.float32) if s.dtype.itemsize < 4 else s
+
+
+def _precision(scores):
+    """JAX in double precision if any score is."""
+    double = any(s.dtype == np.float64 for s in scores.values())
+    return jax.enable_x64(True) if double else nullcontext()
+
+
+def _biases(params, structure, kept):
+    """Masks of the biases that go with their neurons."""
+    if not isinstance(structure, Neurons) or structure.bias is None:
+        return {}
+    found, masks = floating(params), {}
+    for path, neurons in kept.items():
+        bias = ".".join([*path.split(".")[:-1], structure.bias])
+        if bias in found:
+            if found[bias].shape != neurons.shape:
+                raise ValueError(f"{bias} has shape {found[bias].shape}, not {neurons.shape}")
+            masks[bias] = neurons
+    if not masks:
+        raise ValueError(f"bias = {structure.bias!r}: no chosen layer has one")
+    return masks

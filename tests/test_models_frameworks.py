@@ -1,0 +1,338 @@
+"""Flax NNX and Equinox models, written as in their tutorials, go through without an adapter."""
+
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from sklearn.datasets import load_digits
+
+import jaxprune as jp
+from jaxprune import models
+from jaxprune.models import Masks, Model, ball_gap, moves, prune
+
+STEPS = 150
+
+
+class FlaxMLP(nnx.Module):
+    def __init__(self, din: int, dmid: int, dout: int, *, rngs: nnx.Rngs):
+        self.linear1 = nnx.Linear(din, dmid, rngs=rngs)
+        self.dropout = nnx.Dropout(rate=0.1, rngs=rngs)
+        self.bn = nnx.BatchNorm(dmid, rngs=rngs)
+        self.linear2 = nnx.Linear(dmid, dout, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.gelu(self.dropout(self.bn(self.linear1(x))))
+        return self.linear2(x)
+
+
+class FlaxCNN(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.conv1 = nnx.Conv(1, 8, kernel_size=(3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(8, 16, kernel_size=(3, 3), rngs=rngs)
+        self.linear1 = nnx.Linear(64, 32, rngs=rngs)
+        self.linear2 = nnx.Linear(32, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.avg_pool(nnx.relu(self.conv1(x)), window_shape=(2, 2), strides=(2, 2))
+        x = nnx.avg_pool(nnx.relu(self.conv2(x)), window_shape=(2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        return self.linear2(nnx.relu(self.linear1(x)))
+
+
+class EquinoxMLP(eqx.Module):
+    layers: list
+
+    def __init__(self, key):
+        key1, key2, key3 = jax.random.split(key, 3)
+        self.layers = [
+            eqx.nn.Linear(64, 32, key=key1),
+            eqx.nn.Linear(32, 32, key=key2),
+            eqx.nn.Linear(32, 10, key=key3),
+        ]
+
+    def __call__(self, x):
+        for layer in self.layers[:-1]:
+            x = jax.nn.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class EquinoxCNN(eqx.Module):
+    layers: list
+
+    def __init__(self, key):
+        key1, key2, key3 = jax.random.split(key, 3)
+        self.layers = [
+            eqx.nn.Conv2d(1, 3, kernel_size=3, key=key1),
+            eqx.nn.MaxPool2d(kernel_size=2),
+            jax.nn.relu,
+            jnp.ravel,
+            eqx.nn.Linear(75, 32, key=key2),
+            jax.nn.sigmoid,
+            eqx.nn.Linear(32, 10, key=key3),
+            jax.nn.log_softmax,
+        ]
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_others_have_it():
+    """Other people's models promote ranks."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def digits(shape):
+    """Training and test images and classes; the test images are drawn at random."""
+    x, y = load_digits(return_X_y=True)
+    place = np.random.default_rng(0).permutation(len(x))
+    x, y = (x[place] / 16).astype(np.float32).reshape(-1, *shape), y[place].astype(np.int32)
+    return x[:1000], y[:1000], x[1000:], y[1000:]
+
+
+def train_flax(model, x, y):
+    model.train()
+    optimizer = nnx.Optimizer(model, optax.adam(5e-3), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, x, y):
+        def loss(model):
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+
+        optimizer.update(model, nnx.grad(loss)(model))
+
+    for i in range(STEPS):
+        part = slice(i % 10 * 100, i % 10 * 100 + 100)
+        step(model, optimizer, x[part], y[part])
+    model.eval()
+    return model
+
+
+def train_equinox(model, x, y):
+    optimizer = optax.adam(5e-3)
+    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model, state, x, y):
+        def loss(model):
+            logits = jax.vmap(model)(x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        updates, state = optimizer.update(eqx.filter_grad(loss)(model), state)
+        return eqx.apply_updates(model, updates), state
+
+    for i in range(STEPS):
+        part = slice(i % 10 * 100, i % 10 * 100 + 100)
+        model, state = step(model, state, x[part], y[part])
+    return model
+
+
+MODELS = {
+    "flax mlp": ((64,), train_flax, lambda: FlaxMLP(64, 32, 10, rngs=nnx.Rngs(0))),
+    "flax cnn": ((8, 8, 1), train_flax, lambda: FlaxCNN(rngs=nnx.Rngs(0))),
+    "equinox mlp": ((64,), train_equinox, lambda: EquinoxMLP(jax.random.key(0))),
+    "equinox cnn": ((1, 8, 8), train_equinox, lambda: EquinoxCNN(jax.random.key(0))),
+}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Each model and its test data."""
+
+    def one(shape, train, make):
+        x, y, test_x, test_y = digits(shape)
+        return train(make(), x, y), test_x, test_y
+
+    return {name: one(*how) for name, how in MODELS.items()}
+
+
+def outputs(model, x):
+    return np.asarray(model(x) if isinstance(model, nnx.Module) else jax.vmap(model)(x))
+
+
+FIVE_LINES = """
+import jaxprune as jp
+masks = jp.models.prune(model, "magnitude", 0.8)
+moved = jp.models.moves(model, masks, x)
+print(masks.summary(model), moved, sep="\\n")
+print(moved.within(eps=EPS, delta=0.05).verdict)
+"""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_five_lines_for_a_model_never_seen(name, trained, capsys):
+    model, x, labels = trained[name]
+    given = {"model": model, "x": x}
+    assert len(FIVE_LINES.strip().splitlines()) == 5
+    for eps, verdict in (("1000.0", "holds"), ("1e-3", "violated")):
+        exec(FIVE_LINES.replace("EPS", eps), given)
+        printed = capsys.readouterr().out
+        assert printed.splitlines()[-1] == verdict
+        assert "797 inputs: distance" in printed and "95 % of all inputs move at most" in printed
+
+    masks, moved = given["masks"], given["moved"]
+    # The libraries' own calls of the model and its pruned copy see the same.
+    before, after = outputs(model, x), outputs(masks.apply(model), x)
+    np.testing.assert_allclose(
+        moved.distances, np.linalg.norm(before - after, axis=1), rtol=1e-3, atol=1e-4
+    )
+    assert moved.changed == pytest.approx((before.argmax(1) != after.argmax(1)).sum(), abs=1)
+    assert moves(model, masks, x, labels).correct > 0.85 * len(x)
+    assert 0 < moved.error < 1e-5
+
+    summary = masks.summary(model)
+    for row in summary.pruned:
+        assert row.kept == row.weights - round(0.8 * row.weights)
+    left = {row.path: row for row in summary.untouched}
+    biases = [path for path in models.arrays(model) if path.endswith("bias")]
+    assert biases and all(left[bias].kept == left[bias].weights for bias in biases)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_named_layers_are_left_alone(name, trained, tmp_path):
+    model, x, _ = trained[name]
+    weights = list(models.select(model))
+    masks = prune(model, "magnitude", 0.8, layers=weights[:-1])
+    summary = masks.summary(model)
+    assert [row.path for row in summary.pruned] == weights[:-1]
+    left = {row.path: row for row in summary.untouched}
+    assert left[weights[-1]].sparsity == 0.0
+    assert f"{weights[-1]}" in str(summary).splitlines()[-1]
+    masks.save(tmp_path / "masks")
+    loaded = Masks.load(tmp_path / "masks", model)
+    np.testing.assert_array_equal(
+        moves(model, loaded, x).distances, moves(model, masks, x).distances
+    )
+    both = loaded & prune(model, "magnitude", 0.5, layers=weights[-1])
+    assert {row.path for row in both.summary(model).pruned} == set(weights)
+
+
+@pytest.mark.parametrize("name", ["flax mlp", "flax cnn", "equinox cnn"])
+def test_other_models_are_no_stacks(name, trained):
+    model, _, _ = trained[name]
+    with pytest.raises(ValueError):
+        ball_gap(model, prune(model, amount=0.8))
+
+
+def test_a_trained_stack_over_the_whole_ball(trained):
+    model, x, _ = trained["equinox mlp"]
+    masks = prune(model, "magnitude", 0.5)
+    gap = ball_gap(model, masks)
+    assert 0 < gap.lower <= gap.upper < 20 * gap.lower
+    # The data are in the ball, once scaled into it.
+    moved = moves(model, masks, jp.into_ball(x))
+    assert moved.largest <= gap.upper and moved.within(gap.upper * 1.001).verdict == "holds"
+
+
+class LinenMLP(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(10)(linen.relu(linen.Dense(32)(x)))
+
+
+def test_linen_is_a_pair():
+    module, x = LinenMLP(), digits((64,))[2]
+    variables = module.init(jax.random.key(0), x)
+    masks = prune(variables, "magnitude", 0.8)
+    assert list(masks) == ["params.Dense_0.kernel", "params.Dense_1.kernel"]
+    model = variables, module.apply
+    moved = moves(model, masks, x)
+    expected = module.apply(variables, x) - module.apply(masks.apply(variables), x)
+    expected = np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose(moved.distances, expected, rtol=1e-4, atol=1e-5)
+    # Linen counts layers as they are made, the outer one first.
+    gap = ball_gap(model, masks, order=["params.Dense_1.kernel", "params.Dense_0.kernel"])
+    assert moves(model, masks, jp.into_ball(x)).largest <= gap.lower <= gap.upper
+
+
+class FlaxStack(nnx.Module):
+    def __init__(self, *, rngs):
+        self.conv1 = nnx.Conv(1, 4, (3, 3), use_bias=False, rngs=rngs)
+        self.conv2 = nnx.Conv(4, 6, (3, 3), use_bias=False, rngs=rngs)
+        self.linear = nnx.Linear(6 * 64, 10, use_bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+        return self.linear(x.reshape(x.shape[0], -1))
+
+
+class EquinoxStack(eqx.Module):
+    layers: list
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 3)
+        self.layers = [
+            eqx.nn.Conv2d(1, 4, 3, padding=1, use_bias=False, key=keys[0]),
+            jax.nn.relu,
+            eqx.nn.Conv2d(4, 6, 3, padding=1, use_bias=False, key=keys[1]),
+            jax.nn.relu,
+            jnp.ravel,
+            eqx.nn.Linear(6 * 64, 10, use_bias=False, key=keys[2]),
+        ]
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", ["flax", "equinox"])
+def test_convolutions_over_the_whole_ball(kind):
+    network = jp.convolutional((1, 4, 6), 8, 3, outputs=10)
+    flax = kind == "flax"
+    model = FlaxStack(rngs=nnx.Rngs(0)) if flax else EquinoxStack(jax.random.key(0))
+    masks = prune(model, "magnitude", 0.5)
+    gap = ball_gap(model, masks, network)
+    x = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32)
+    x = jp.into_ball(x).reshape(-1, *((8, 8, 1) if flax else (1, 8, 8)))
+    moved = moves(model, masks, x)
+    assert 0 < moved.largest <= gap.lower < gap.upper < 30 * gap.lower
+    with pytest.raises(ValueError, match="with relu between"):
+        ball_gap(model, masks, jp.convolutional((1, 4, 6), 8, 3, outputs=10, padding="CIRCULAR"))
+
+
+def test_models_in_training_are_refused():
+    model = FlaxMLP(64, 32, 10, rngs=nnx.Rngs(0))
+    model.train()
+    with pytest.raises(ValueError, match=r"has deterministic = False|has use_running_average"):
+        Model.of(model)
+    model.eval()
+    assert set(models.arrays(Model.of(model).params)) == set(models.arrays(model))
+
+
+def test_statistics_are_part_of_the_model(trained):
+    """A norm's running averages are arrays of the model: compared, kept, in float64 as well."""
+    model, _, _ = trained["flax mlp"]
+    assert {"bn.mean", "bn.var"} <= set(models.arrays(Model.of(model).params))
+    assert "bn.mean" not in prune(model, amount=0.8)
+
+
+@pytest.mark.parametrize("name", ["flax mlp", "equinox cnn"])
+def test_random_masks_of_a_trained_model(name, trained):
+    model, x, labels = trained[name]
+    draw = lambda key: prune(model, "random", 0.1, key=key)
+    tally = models.simulate_masks(model, draw, x[:100], labels[:100], eps=[1e-3, 1e3], trials=100)
+    assert tally.counts(1e3).close == 100 and tally.counts(1e-3).far == 100
+    low, high = tally.gap_quantile(0.5)
+    assert 0 < low <= high < 1.02 * low
+
+
+def test_a_package_that_was_never_imported_is_not_asked():
+    code = (
+        "import sys, numpy as np, jaxprune as jp\n"
+        "p = {'w': np.ones((3, 2), np.float32)}\n"
+        "jp.models.moves((p, lambda p, x: x @ p['w'].T), jp.models.prune(p, amount=0.5),"
+        " np.ones((4, 2)))\n"
+        "assert not {'flax', 'equinox'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

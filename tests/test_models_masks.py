@@ -1,0 +1,226 @@
+"""Masks: what they zero, what they leave alone, and the files they are kept in."""
+
+import json
+import struct
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from jaxprune.models import Masks, arrays, prune
+
+
+class FlaxMLP(nnx.Module):
+    def __init__(self, rngs):
+        self.linear1 = nnx.Linear(4, 8, rngs=rngs)
+        self.norm = nnx.LayerNorm(8, rngs=rngs)
+        self.linear2 = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear2(nnx.relu(self.norm(self.linear1(x))))
+
+
+def model():
+    rng = np.random.default_rng(0)
+    return {
+        "a": jnp.asarray(rng.normal(size=(4, 6)), jnp.float32),
+        "b": {"w": jnp.asarray(rng.normal(size=(5, 3)), jnp.bfloat16), "bias": jnp.ones(5)},
+        "host": rng.normal(size=(3, 3)),
+        "key": jax.random.key(1),
+        "steps": jnp.int32(2),
+    }
+
+
+def some_masks(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"a": (4, 6), "b.w": (5, 3), "host": (3, 3)}
+    return Masks({path: jnp.asarray(rng.random(shape) < 0.5) for path, shape in shapes.items()})
+
+
+def test_apply_zeroes_in_place_and_keeps_the_rest():
+    params, masks = model(), some_masks()
+    pruned = masks.apply(params)
+    assert jax.tree.structure(pruned) == jax.tree.structure(params)
+    for path, x in arrays(params).items():
+        after = arrays(pruned)[path]
+        if path not in masks:
+            assert after is x
+        else:
+            assert after.dtype == x.dtype
+            expected = np.where(np.asarray(masks[path]), np.asarray(x), 0)
+            np.testing.assert_array_equal(np.asarray(after), expected)
+    assert isinstance(pruned["host"], np.ndarray) and pruned["host"].dtype == np.float64
+
+
+def test_removed_nan_is_zero():
+    masks = Masks({"w": jnp.asarray([[True, False]])})
+    pruned = masks.apply({"w": jnp.asarray([[1.0, np.nan]])})
+    assert pruned["w"].tolist() == [[1.0, 0.0]]
+
+
+def test_apply_under_jit_and_vmap():
+    params, masks = model(), some_masks()
+    params.pop("key")
+    np.testing.assert_array_equal(
+        jax.jit(Masks.apply)(masks, params)["a"], masks.apply(params)["a"]
+    )
+    many = jax.tree.map(lambda m: jnp.stack([m, ~m]), masks)
+    assert isinstance(many, Masks)
+    both = jax.vmap(lambda masks: masks.apply({"a": params["a"], "b": params["b"]})["a"])(
+        Masks({path: many[path] for path in ("a", "b.w")})
+    )
+    np.testing.assert_array_equal(both.sum(0), params["a"])
+
+
+def test_equinox_model():
+    net = eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0))
+    masks = prune(net, amount=0.5)
+    pruned = masks.apply(net)
+    assert list(masks) == ["layers.0.weight", "layers.1.weight", "layers.2.weight"]
+    assert pruned.layers[0].bias is net.layers[0].bias
+    assert int((pruned.layers[1].weight == 0).sum()) == 32
+    y = eqx.filter_jit(lambda net, x: jax.vmap(net)(x))(pruned, jnp.ones((2, 4)))
+    assert y.shape == (2, 3)
+
+
+def test_flax_model():
+    graph, params, rest = nnx.split(FlaxMLP(nnx.Rngs(0)), nnx.Param, ...)
+    masks = prune(params, amount=0.25)
+    assert list(masks) == ["linear1.kernel", "linear2.kernel"]
+    net = nnx.merge(graph, masks.apply(params), rest)
+    assert int((net.linear1.kernel[...] == 0).sum()) == 8
+    assert net(jnp.ones((2, 4))).shape == (2, 3)
+    assert masks.summary(params).masked.kept == 24 + 18
+
+
+def test_intersection():
+    one, two = some_masks(0), some_masks(1)
+    both = one & two
+    for path in both:
+        np.testing.assert_array_equal(both[path], np.asarray(one[path]) & np.asarray(two[path]))
+    only = Masks({"c": jnp.ones(2, bool)})
+    assert set(one & only) == {*one, "c"} and (one & only)["a"] is one["a"]
+    with pytest.raises(ValueError, match=r"masks of a: \(4, 6\) and \(2,\) differ"):
+        one & Masks({"a": jnp.ones(2, bool)})
+
+
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [
+        ({"aa": jnp.ones((4, 6), bool)}, "did you mean 'a'"),
+        ({"a": jnp.ones((6, 4), bool)}, r"\(6, 4\) does not fit \(4, 6\)"),
+    ],
+)
+def test_masks_that_do_not_fit(masks, said):
+    for use in (Masks.apply, Masks.check, Masks.summary):
+        with pytest.raises(ValueError, match=said):
+            use(Masks(masks), model())
+
+
+def test_a_mask_is_boolean():
+    with pytest.raises(ValueError, match="mask of a: a Boolean array"):
+        Masks({"a": jnp.ones(3)})
+
+
+def test_summary_counts():
+    params, masks = model(), some_masks()
+    summary = masks.summary(params)
+    assert [row.path for row in summary.pruned] == ["a", "b.w", "host"]
+    for row in summary.pruned:
+        assert row.weights == masks[row.path].size and row.kept == int(masks[row.path].sum())
+        assert row.sparsity == pytest.approx(1 - row.kept / row.weights)
+    assert [row.path for row in summary.untouched] == ["b.bias", "key", "steps"]
+    assert summary.total.weights == 24 + 15 + 9 + 5 + 2
+    assert (
+        summary.total.weights - summary.total.kept == summary.masked.weights - summary.masked.kept
+    )
+    text = str(summary)
+    assert "untouched: 3 arrays of 7 weights, 0 removed: b.bias, key, steps" in text
+    assert "b.w" in text and "5x3" in text and "%" in text
+    assert len({len(line) for line in text.splitlines()[:-1]}) == 1
+
+
+def test_summary_finds_what_was_touched():
+    params, masks = model(), some_masks()
+    good = masks.apply(params)
+    assert masks.summary(params, good) == masks.summary(params)
+    biased = good | {"b": good["b"] | {"bias": -good["b"]["bias"]}}
+    with pytest.raises(ValueError, match=r"b\.bias was changed without a mask"):
+        masks.summary(params, biased)
+    with pytest.raises(ValueError, match="a is not what its mask says"):
+        masks.summary(params, good | {"a": params["a"]})
+    with pytest.raises(ValueError, match="key is in only one"):
+        masks.summary(params, {k: x for k, x in good.items() if k != "key"})
+
+
+def test_files(tmp_path):
+    masks = some_masks() & Masks({"scalar": jnp.asarray(True), "empty": jnp.ones((0, 3), bool)})
+    masks.save(tmp_path / "m.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+    again = Masks.load(tmp_path / "m.safetensors")
+    assert again == masks and again != some_masks(1)
+    assert jax.tree.structure(again) == jax.tree.structure(masks)
+    assert Masks.load(_saved(tmp_path, some_masks()), model()) == some_masks()
+    assert Masks.load(_saved(tmp_path, Masks())) == Masks()
+    with pytest.raises(FileNotFoundError):
+        Masks.load(tmp_path / "none")
+
+
+def _saved(tmp_path, masks):
+    masks.save(tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_a_file_that_does_not_fit(tmp_path):
+    path = _saved(tmp_path, some_masks())
+    with pytest.raises(ValueError, match="does not fit"):
+        Masks.load(path, model() | {"a": jnp.ones((6, 4))})
+    with pytest.raises(ValueError, match="did you mean"):
+        Masks.load(path, {"a": jnp.ones((4, 6)), "b.ww": jnp.ones((5, 3)), "host": np.ones((3, 3))})
+
+
+def refused(path, said=None):
+    with pytest.raises(ValueError, match=said) as error:
+        Masks.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_foreign_files(tmp_path):
+    path = tmp_path / "f"
+    save_file({"w": np.ones((2, 2), bool)}, path)
+    refused(path, "not of masks")
+    save_file({"w": np.ones((2, 2), bool)}, path, {"jaxprune": "other"})
+    refused(path, "not of masks")
+    save_file({"w": np.ones((2, 2), np.float32)}, path, {"jaxprune": "masks"})
+    refused(path, "w is no Boolean array")
+    for data in (b"", b"\0", b"hello world, this is no tensor", struct.pack("<Q", 2) + b"[]"):
+        path.write_bytes(data)
+        refused(path)
+    for kind in ("BF16", "F8_E4M3", "BOOLE"):
+        entry = {"w": {"dtype": kind, "shape": [1], "data_offsets": [0, 2]}}
+        header = json.dumps({"__metadata__": {"jaxprune": "masks"}} | entry).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + b"\1\1")
+        refused(path)
+
+
+def test_damaged_files(tmp_path):
+    """Cut anywhere, or a byte changed anywhere: one line, or masks of Boolean arrays."""
+    path = _saved(tmp_path, some_masks())
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 7):
+        path.write_bytes(whole[:cut])
+        refused(path)
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 0x24
+        path.write_bytes(changed)
+        try:
+            masks = Masks.load(path)
+        except ValueError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(np.asarray(mask).view(np.uint8).max() <= 1 for mask in masks.values())

@@ -1,0 +1,287 @@
+"""Distances on data against NumPy in float64; what they say of further data by definition."""
+
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxprune import models
+from jaxprune.models import Masks, Moves, moves, simulate_masks
+from jaxprune.statistics import Claim, Counts, judge
+
+KEY = jax.random.key(3, impl="threefry2x32")
+
+
+def mlp(dtype=np.float32, widths=(6, 16, 4)):
+    rng = np.random.default_rng(0)
+    shapes = zip(widths[1:], widths[:-1], strict=True)
+    return [
+        {"w": rng.normal(size=s).astype(dtype), "b": rng.normal(size=s[0]).astype(dtype)}
+        for s in shapes
+    ]
+
+
+def apply(params, x):
+    *hidden, last = params
+    for layer in hidden:
+        x = jax.nn.relu(x @ layer["w"].T + layer["b"][None])
+    return x @ last["w"].T + last["b"][None]
+
+
+def by_numpy(params, x):
+    *hidden, last = [{k: np.asarray(v, np.float64) for k, v in p.items()} for p in params]
+    for layer in hidden:
+        x = np.maximum(x @ layer["w"].T + layer["b"], 0.0)
+    return x @ last["w"].T + last["b"]
+
+
+def data(n=700, d=6):
+    return np.random.default_rng(1).normal(size=(n, d)).astype(np.float32)
+
+
+def test_distances_classes_and_labels_are_numpy_s():
+    params, x = mlp(), data()
+    masks = models.prune(params, amount=0.5)
+    kept = [{**p, "w": np.where(masks[f"{i}.w"], p["w"], 0)} for i, p in enumerate(params)]
+    y, after = by_numpy(params, x), by_numpy(kept, x)
+    labels = np.random.default_rng(2).integers(4, size=len(x))
+    moved = moves((params, apply), masks, x, labels)
+    expected = np.linalg.norm(y - after, axis=1)
+    assert (moved.n, moved.width) == (700, 4)
+    np.testing.assert_allclose(moved.distances, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moved.sizes, np.linalg.norm(y, axis=1), rtol=1e-5)
+    low, high = moved.ends
+    assert (low <= expected).all() and (expected <= high).all()
+    assert 0 < moved.error < 1e-6 and (high - low).max() < 1e-3
+    assert moved.changed == (y.argmax(1) != after.argmax(1)).sum() > 0
+    assert moved.correct == (y.argmax(1) == labels).sum()
+    assert moved.pruned_correct == (after.argmax(1) == labels).sum()
+    assert "change class" in str(moved) and f"{moved.correct} were correct" in str(moved)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 10_000])
+def test_batches_do_not_matter(batch):
+    params, x = mlp(), data(50)
+    masks = models.prune(params, amount=0.5)
+    whole, parts = moves((params, apply), masks, x), moves((params, apply), masks, x, batch=batch)
+    np.testing.assert_allclose(parts.distances, whole.distances, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_pruned_moves_nothing():
+    moved = moves((mlp(), apply), models.prune(mlp(), amount=0.0), data(40))
+    assert moved.largest == 0.0 and moved.changed == 0
+    assert moved.counts(1e-3) == Counts(40, 0, 0, 0)
+
+
+def record(distances, sizes=None, error=0.0, **fields):
+    distances = np.asarray(distances, np.float64)
+    sizes = np.zeros_like(distances) if sizes is None else np.asarray(sizes, np.float64)
+    return Moves(distances, sizes, 2, error, **fields)
+
+
+def test_counts_by_definition():
+    assert record([1.0, 2.0, 3.0]).counts(2.0) == Counts(2, 0, 1, 0)
+    # The band is 20 errors of size and distance together: 2 -+ 0.02 (8 + 2).
+    assert record([2.0], [8.0], error=1e-3).counts(2.21) == Counts(1, 0, 0, 0)
+    assert record([2.0], [8.0], error=1e-3).counts(2.19) == Counts(0, 1, 0, 0)
+    assert record([2.0], [8.0], error=1e-3).counts(1.81) == Counts(0, 1, 0, 0)
+    assert record([2.0], [8.0], error=1e-3).counts(1.79) == Counts(0, 0, 1, 0)
+    strange = record([0.0, np.nan, np.inf, 0.0], [1.0, 1.0, 1.0, np.inf])
+    assert strange.counts(5.0) == Counts(1, 0, 0, 3)
+    assert math.isnan(strange.largest)
+
+
+def test_a_verdict_is_that_of_its_counts():
+    moved = record(np.arange(1000) / 1000)
+    assert moved.within(0.97, 0.05, 0.9) == judge([Claim(moved.counts(0.97), 0.05)], 0.9)[0]
+    assert moved.within(0.995, 0.05).verdict == "holds"
+    assert moved.within(0.9, 0.05).verdict == "violated"
+    assert moved.within(0.95, 0.05).verdict == "undecided"
+    # The limit is Clopper-Pearson's: with no failure 1 - alpha^(1/n).
+    assert record(np.zeros(500)).within(1.0).p_low == pytest.approx(0.01 ** (1 / 500), rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_never_helps(value):
+    moved = record([*np.zeros(998), value, value], changed=0)
+    assert moved.counts(1.0) == Counts(998, 0, 0, 2)
+    assert moved.within(1.0).p_low < record(np.zeros(1000)).within(1.0).p_low
+    assert moved.changed_share()[1] > record(np.zeros(1000), changed=0).changed_share()[1]
+    assert record([value] * 1000).within(1.0).verdict == "undecided"
+    assert record([value] * 1000).quantile(0.05) == (0.0, np.inf)
+
+
+@pytest.mark.parametrize(("n", "tail"), [(1000, 0.05), (300, 0.5), (2000, 0.01)])
+def test_quantile_limits_are_order_statistics_that_cover(n, tail):
+    """The share below the r-th of n is beta: the limits miss the quantile at most 1 % together."""
+    moved = record(np.random.default_rng(3).permutation(np.arange(1, n + 1)))
+    low, high = moved.quantile(tail)
+    assert low == int(low) and high == int(high)
+    miss = stats.beta.sf(1 - tail, low, n + 1 - low) + stats.beta.cdf(1 - tail, high, n + 1 - high)
+    assert miss <= 0.01
+    tighter = stats.beta.cdf(1 - tail, high - 1, n + 2 - high)
+    assert tighter > 0.005  # a lower rank would not do
+
+
+def test_few_inputs_say_little_of_quantiles():
+    assert record(np.ones(20)).quantile(0.05) == (1.0, np.inf)
+    assert record(np.ones(2)).quantile(0.5) == (0.0, np.inf)
+
+
+def test_quantiles_use_the_ends():
+    moved = record(np.full(1000, 2.0), np.full(1000, 8.0), error=1e-3)
+    assert moved.quantile(0.05) == pytest.approx((1.8, 2.2))
+
+
+def test_changed_share_is_clopper_pearson():
+    low, high = record(np.zeros(400), changed=0).changed_share()
+    assert low == 0.0 and high == pytest.approx(1 - 0.005 ** (1 / 400), rel=1e-9)
+    low, high = record(np.zeros(400), changed=37).changed_share(0.95)
+    assert low == pytest.approx(stats.beta.ppf(0.025, 37, 364), rel=1e-9)
+    assert high == pytest.approx(stats.beta.ppf(0.975, 38, 363), rel=1e-9)
+    with pytest.raises(ValueError, match="no classes"):
+        record([1.0]).changed_share()
+
+
+def test_half_precision_widens_the_band():
+    params, x = mlp(), data(200)
+    half = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), params)
+    masks = models.prune(half, amount=0.5)
+    moved = moves((half, apply), masks, x.astype(jnp.bfloat16))
+    assert 1e-4 < moved.error < 0.1
+    kept = masks.apply(half)
+    x = np.asarray(x.astype(jnp.bfloat16), np.float64)
+    expected = np.linalg.norm(by_numpy(half, x) - by_numpy(kept, x), axis=1)
+    low, high = moved.ends
+    assert (low <= expected).all() and (expected <= high).all()
+
+
+def test_a_model_of_its_own_type_decides_nothing_until_told():
+    pinned = lambda params, x: apply(params, x).astype(jnp.float32)
+    params = mlp()
+    moved = moves((params, pinned), models.prune(params, amount=0.5), data())
+    assert math.isnan(moved.error)
+    assert moved.counts(100.0) == Counts(0, 700, 0, 0)
+    assert moved.within(100.0).verdict == "undecided"
+    assert moved.quantile(0.5) == (0.0, np.inf)
+    assert replace(moved, error=0.0).within(100.0).verdict == "holds"
+
+
+def test_nan_weights_and_inputs_are_counted():
+    params, x = mlp(), data(100)
+    masks = models.prune(params, amount=0.5)
+    x[3, 0], x[5, 1] = np.nan, np.inf
+    # NumPy finds NaN largest, and so class 0 where all outputs are.
+    moved = moves((params, apply), masks, x, np.zeros(100, int))
+    finite = np.isfinite(x).all(1)
+    assert moved.counts(1e6) == Counts(98, 0, 0, 2)
+    assert moved.correct == (by_numpy(params, x[finite]).argmax(1) == 0).sum()
+    kept = [{**p, "w": np.where(masks[f"{i}.w"], p["w"], 0)} for i, p in enumerate(params)]
+    assert moved.pruned_correct == (by_numpy(kept, x[finite]).argmax(1) == 0).sum()
+    params[1]["b"][0] = np.nan
+    moved = moves((params, apply), masks, x)
+    assert moved.counts(1e6) == Counts(0, 0, 0, 100) and moved.changed == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m, k: moves(m, k, np.zeros((0, 6))), "at least one input"),
+        (lambda m, k: moves(m, k, np.float32(3)), "at least one input"),
+        (lambda m, k: moves(m, k, data(5), np.zeros(4, int)), "labels: int64 of shape"),
+        (lambda m, k: moves(m, k, data(5), np.zeros(5)), "labels: float64"),
+        (lambda m, k: moves(m, k, data(5), batch=0), "batch = 0"),
+        (lambda m, k: moves(m, dict(k), data(5)), "the Masks that prune gives"),
+        (lambda m, k: moves(m, Masks({"9.w": np.ones((1, 1), bool)}), data(5)), "9.w"),
+        (lambda m, k: moves(m[0], k, data(5)), "model of type list"),
+        (lambda m, k: moves((m[0], lambda p, x: (x, x)), k, data(5)), "gives tuple for 5 inputs"),
+        (lambda m, k: moves((m[0], lambda p, x: x[0]), k, data(5)), "one array of floats"),
+        (lambda m, k: moves((m[0], lambda p, x: x > 0), k, data(5)), "gives bool of shape"),
+        (
+            lambda m, k: moves((m[0], lambda p, x: x[:, 0]), k, data(5), np.zeros(5, int)),
+            "no classes",
+        ),
+        (lambda m, k: moves(m, k, data(5)).counts(0.0), "eps = 0.0"),
+        (lambda m, k: moves(m, k, data(5)).counts(np.nan), "eps = nan"),
+        (lambda m, k: moves(m, k, data(5)).quantile(0.0), "tail = 0.0"),
+        (lambda m, k: moves(m, k, data(5)).quantile(0.1, 1.0), "confidence = 1.0"),
+        (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[]), "at least one number"),
+        (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[np.nan]), "eps = nan"),
+        (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[1.0], trials=0), "trials = 0"),
+        (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[1.0], seed=-1), "seed = -1"),
+        (lambda m, k: simulate_masks(m, lambda key: None, data(5), eps=[1.0]), "masks = 'None'"),
+    ],
+)
+def test_bad_arguments(call, said):
+    model = mlp(), apply
+    with pytest.raises(ValueError, match=said) as error:
+        call(model, models.prune(model[0], amount=0.5))
+    assert "\n" not in str(error.value)
+
+
+WEIGHTS = np.arange(1.0, 9.0, dtype=np.float32).reshape(1, 8)
+LINEAR = {"w": WEIGHTS}, lambda params, x: x @ params["w"].T
+
+
+def draw(key):
+    return models.prune(LINEAR[0], "random", 0.25, key=key)
+
+
+def test_random_masks_against_the_exact_probability():
+    """At unit inputs the gap of `w . x` is the largest removed weight: 2 of 8, all at most eps."""
+    eps = [2.5, 5.5, 7.5]
+    tally = simulate_masks(LINEAR, draw, np.eye(8, dtype=np.float32), eps=eps, trials=400)
+    assert tally.trials == 400
+    for e in eps:
+        counts = tally.counts(e)
+        p = math.comb(int(e), 2) / math.comb(8, 2)
+        assert counts.between == counts.nonfinite == 0
+        # Two-sided, wrong once in a million.
+        low, high = stats.binom.ppf([5e-7, 1 - 5e-7], 400, p)
+        assert low <= counts.close <= high
+    assert tally.worst[0][0] == pytest.approx(8.0, rel=1e-4)
+    assert tally.mean_distance()[0] == pytest.approx(2 * 4.5 / 8, rel=0.1)
+
+
+def test_a_trial_depends_on_seed_and_number_alone():
+    x = np.eye(8, dtype=np.float32)
+    drawn = []
+    seen = lambda key: drawn.append(jax.random.key_data(key).tolist()) or draw(key)
+    long = simulate_masks(LINEAR, seen, x, eps=[5.5], trials=12, seed=7)
+    short = simulate_masks(LINEAR, draw, x, eps=[5.5], trials=5, seed=7)
+    assert len({tuple(key) for key in drawn}) == 12
+    assert {(v, i) for v, i in long.worst if i < 5} == set(short.worst)
+    assert simulate_masks(LINEAR, draw, x, eps=[5.5], trials=12, seed=8).worst != long.worst
+
+
+def test_a_simulated_trial_is_what_moves_says():
+    params, x = mlp(), data(60)
+    masks = models.prune(params, "random", 0.3, key=KEY)
+    labels = np.arange(60) % 4
+    done = []
+    tally = simulate_masks(
+        (params, apply), lambda key: masks, x, labels, eps=[1.0], trials=2, progress=done.append
+    )
+    moved = moves((params, apply), masks, x, labels)
+    assert done == [1, 2]
+    low, high = tally.gap_quantile(0.5)
+    assert low <= moved.largest <= high and high < 1.03 * moved.largest
+    assert tally.mean_distance()[0] == pytest.approx(moved.distances.mean(), rel=1e-6)
+    squared = (moved.distances**2).mean() / 4
+    assert tally.mean_squared_gap()[0] == pytest.approx(squared, rel=1e-5)
+    ratio = (moved.distances / moved.sizes).max()
+    assert tally.relative_distance()[0] == pytest.approx(ratio, rel=1e-5)
+    assert (tally.labelled, tally.target_correct) == (60, 2 * moved.correct)
+    assert tally.pruned_correct == 2 * moved.pruned_correct
+
+
+def test_simulated_trials_that_are_not_finite():
+    params, x = mlp(), data(60)
+    x[9, 2] = np.nan
+    fixed = models.prune(params, amount=0.5)
+    tally = simulate_masks((params, apply), lambda key: fixed, x, eps=[1.0, 1e6], trials=3)
+    assert tally.counts(1e6) == Counts(0, 0, 0, 3)

@@ -1,0 +1,131 @@
+"""Names of arrays in the pytrees people have, and choices among them."""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxprune.models import arrays, replace, select
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Layer:
+    weight: jax.Array
+    bias: jax.Array
+
+
+class FlaxMLP(nnx.Module):
+    """Of Flax's tutorial "NNX basics"."""
+
+    def __init__(self, d_in, d_hidden, d_out, *, rngs):
+        self.linear1 = nnx.Linear(d_in, d_hidden, rngs=rngs)
+        self.dropout = nnx.Dropout(rate=0.1, rngs=rngs)
+        self.bn = nnx.BatchNorm(d_hidden, rngs=rngs)
+        self.linear2 = nnx.Linear(d_hidden, d_out, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear2(nnx.relu(self.dropout(self.bn(self.linear1(x)))))
+
+
+def nested():
+    weight = jnp.ones((3, 2))
+    return {
+        "layers": [Layer(weight, jnp.zeros(3)), Layer(weight[:, :1], jnp.zeros(3))],
+        "steps": jnp.int32(7),
+        "scale": (np.ones(2),),
+        "act": jnp.tanh,
+        "count": 3,
+    }
+
+
+def test_names_in_nested_trees():
+    assert sorted(arrays(nested())) == [
+        "layers.0.bias",
+        "layers.0.weight",
+        "layers.1.bias",
+        "layers.1.weight",
+        "scale.0",
+        "steps",
+    ]
+    assert list(select(nested())) == ["layers.0.weight", "layers.1.weight"]
+
+
+def test_a_bare_array_and_a_tuple():
+    assert list(arrays(jnp.ones((2, 2)))) == [""]
+    assert list(arrays((jnp.ones(2), [jnp.ones(3)]))) == ["0", "1.0"]
+
+
+@pytest.mark.parametrize("of", [nnx.state, lambda m: m, lambda m: nnx.split(m)[1]])
+def test_flax_variables_go_by_their_own_names(of):
+    model = FlaxMLP(4, 5, 3, rngs=nnx.Rngs(0))
+    assert list(select(of(model))) == ["linear1.kernel", "linear2.kernel"]
+    assert {"bn.scale", "bn.mean", "dropout.rngs.key"} < set(arrays(of(model)))
+
+
+def test_flax_there_and_back():
+    graph, state = nnx.split(FlaxMLP(4, 5, 3, rngs=nnx.Rngs(0)))
+    model = nnx.merge(graph, replace(state, {"linear1.kernel": jnp.zeros((4, 5))}))
+    assert not model.linear1.kernel[...].any() and model.linear2.kernel[...].any()
+
+
+def test_equinox_modules():
+    model = eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0))
+    assert list(select(model)) == [f"layers.{i}.weight" for i in range(3)]
+    new = replace(model, {"layers.1.weight": jnp.zeros((8, 8))})
+    assert new.activation is model.activation
+    assert new.layers[0].weight is model.layers[0].weight
+    assert not new.layers[1].weight.any()
+    assert new(jnp.ones(4)).shape == (3,)
+
+
+def test_biases_of_equinox_convolutions_are_left_alone():
+    """They have axes of length 1 behind the first."""
+    model = eqx.nn.Conv2d(1, 4, 3, key=jax.random.key(0))
+    assert model.bias.shape == (4, 1, 1)
+    assert list(select(model)) == ["weight"]
+    assert list(select(model, "bias")) == ["bias"]
+    assert list(select({"b": jnp.ones((1, 3)), "c": jnp.ones((3, 1))})) == ["b", "c"]
+
+
+def test_choices():
+    params = nested()
+    assert list(select(params, "layers.0.bias")) == ["layers.0.bias"]
+    assert list(select(params, "layers.1.*")) == ["layers.1.weight", "layers.1.bias"]
+    both = ["*.1.weight", "scale.0"]
+    assert set(select(params, both)) == {"layers.1.weight", "scale.0"}
+    assert list(select(params, lambda path, x: x.shape == (3, 1))) == ["layers.1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("layers.0.wieght", "did you mean 'layers.0.weight'"),
+        (["layers.0.weight", "nothing*"], "nothing"),
+        ("steps", "steps"),
+        (lambda path, x: False, "no floating array is chosen"),
+        ([], "no floating array is chosen"),
+        (3, "names, patterns or a predicate"),
+        ([3], "layers = 3"),
+    ],
+)
+def test_bad_choices(layers, said):
+    with pytest.raises(ValueError, match=said) as error:
+        select(nested(), layers)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_replacements():
+    with pytest.raises(ValueError, match=r"did you mean 'layers\.0\.weight'"):
+        replace(nested(), {"layers.0.weigth": jnp.zeros((3, 2))})
+    with pytest.raises(ValueError, match="does not fit"):
+        replace(nested(), {"layers.0.weight": jnp.zeros((2, 3))})
+
+
+def test_two_leaves_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two leaves"):
+        arrays({"a.b": jnp.ones(1), "a": {"b": jnp.ones(1)}})

@@ -1,0 +1,353 @@
+"""One conformance suite for every method, structure and amount, against loops over weights."""
+
+import itertools
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune.models import (
+    NM,
+    Block,
+    Count,
+    ErdosRenyi,
+    Fraction,
+    Global,
+    Masks,
+    Neurons,
+    Weights,
+    arrays,
+    grasp,
+    magnitude,
+    prune,
+    random,
+    snip,
+    synflow,
+)
+
+KEY = jax.random.key(5, impl="threefry2x32")
+
+
+def model(dtype=jnp.float32, seed=0):
+    """Outputs first; whole numbers over 8, so that there are ties and sums are exact."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.integers(-40, 41, shape) / 8, dtype)
+    return {
+        "layers": [
+            {"w": draw(6, 4), "b": draw(6)},
+            {"w": draw(5, 6), "b": draw(5)},
+            {"w": draw(3, 5), "b": draw(3)},
+        ],
+        "steps": jnp.int32(3),
+    }
+
+
+LAYERS = [f"layers.{i}.w" for i in range(3)]
+
+
+def apply(params, x):
+    *hidden, last = params["layers"]
+    for layer in hidden:
+        x = jnp.maximum(jnp.tensordot(layer["w"], x, 1), 0)
+    return jnp.tensordot(last["w"], x, 1)
+
+
+def loss(params):
+    return jnp.sum(apply(params, jnp.ones(4, params["layers"][0]["w"].dtype)) ** 2) / 1024
+
+
+METHODS = {
+    "magnitude": magnitude,
+    "random": partial(random, KEY),
+    "snip": partial(snip, loss),
+    "grasp": partial(grasp, loss),
+    "synflow": lambda params: synflow(apply, params, (4,)),
+}
+STRUCTURES = {
+    "weights": Weights(),
+    "neurons": Neurons(0, by="sum"),
+    "inputs": Neurons(-1, by="sum"),
+    "blocks": Block((2, 3), by="sum"),
+}
+AMOUNTS = {
+    "fraction": Fraction(0.4),
+    "count": Count(2),
+    "global": Global(0.45),
+    "erdos-renyi": ErdosRenyi(0.5),
+    "each": {"*.0.w": 0.2, "*.[12].w": Fraction(0.6)},
+    "nothing": 0.0,
+    "everything": 1.0,
+    "all of all": Global(1.0),
+}
+NMS = {"2:4": NM(2, 4, -1), "1:3": NM(1, 3, 0), "0:2": NM(0, 2, 0), "4:4": NM(4, 4, 1)}
+
+
+def unit_of(structure, shape):
+    """Which unit each weight belongs to, by definition."""
+    units = np.zeros(shape, int)
+    for place in np.ndindex(*shape):
+        if isinstance(structure, Neurons):
+            units[place] = place[structure.axis]
+        elif isinstance(structure, Block):
+            rows, columns = structure.shape
+            units[place] = place[0] // rows * -(-shape[1] // columns) + place[1] // columns
+        else:
+            units[place] = np.ravel_multi_index(place, shape)
+    return units
+
+
+def removed_units(amount, units, shapes):
+    """Groups of layers with a common threshold, and how many units of them go."""
+    if isinstance(amount, Global):
+        return [(list(units), round(amount.q * sum(units.values())))]
+    if isinstance(amount, ErdosRenyi):
+        return [([p], k) for p, k in amount.removed(shapes, units).items()]
+    if isinstance(amount, dict):
+        of = {path: amount["*.0.w" if ".0." in path else "*.[12].w"] for path in units}
+    else:
+        of = dict.fromkeys(units, amount)
+    count = lambda amount, n: round(amount * n) if isinstance(amount, float) else amount.count(n)
+    return [([path], count(of[path], n)) for path, n in units.items()]
+
+
+def by_definition(scores, structure, amount):
+    """Masks by a loop over units and a stable sort."""
+    shapes = {path: scores[path].shape for path in LAYERS}
+    belongs = {path: unit_of(structure, shape) for path, shape in shapes.items()}
+    total = {}
+    for path in LAYERS:
+        s, of = np.asarray(scores[path], np.float64), belongs[path]
+        total[path] = [s[of == unit].sum() for unit in range(of.max() + 1)]
+    masks = {path: np.ones(shape, bool) for path, shape in shapes.items()}
+    units = {path: len(t) for path, t in total.items()}
+    for paths, k in removed_units(amount, units, shapes):
+        names = [(path, unit) for path in paths for unit in range(units[path])]
+        order = np.argsort([total[path][unit] for path, unit in names], kind="stable")
+        for i in order[:k]:
+            path, unit = names[i]
+            masks[path][belongs[path] == unit] = False
+    return masks
+
+
+def same(masks, expected):
+    assert sorted(masks) == sorted(expected)
+    for path, mask in masks.items():
+        assert mask.dtype == bool
+        np.testing.assert_array_equal(mask, expected[path], path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_amount_is_exact_and_its_ties_are_defined(method, structure):
+    params = model()
+    scores = {path: np.asarray(s) for path, s in METHODS[method](params).items()}
+    if method == "random" and structure != "weights":
+        scores = {path: np.floor(s * 64) for path, s in scores.items()}
+    for amount in AMOUNTS.values():
+        masks = prune(params, scores, amount, structure=STRUCTURES[structure])
+        same(masks, by_definition(scores, STRUCTURES[structure], amount))
+        assert masks == prune(params, scores, amount, structure=STRUCTURES[structure])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("structure", [*STRUCTURES, *NMS])
+def test_conformance(method, structure, tmp_path):
+    """The same under jit and vmap, untouched leaves the same objects, and kept in a file."""
+    how = (STRUCTURES | NMS)[structure]
+    amount = None if structure in NMS else Global(0.45)
+    method = "random" if method == "random" else METHODS[method]
+    one = lambda params: prune(params, method, amount, structure=how, key=KEY)
+    models = [model(seed=seed) for seed in range(2)]
+    masks = [one(params) for params in models]
+    assert masks == [jax.jit(one)(params) for params in models]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *models)
+    many = jax.jit(jax.vmap(one))(stacked)
+    assert masks == [jax.tree.map(lambda m, i=i: m[i], many) for i in range(2)]
+
+    masks[0].save(tmp_path / "masks")
+    assert Masks.load(tmp_path / "masks", models[0]) == masks[0]
+    before, after = arrays(models[0]), arrays(masks[0].apply(models[0]))
+    for path, x in before.items():
+        assert after[path].dtype == x.dtype
+        assert path in masks[0] or after[path] is x
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("method", METHODS)
+def test_types_are_kept(method, dtype):
+    params = model(dtype)
+    method = "random" if method == "random" else METHODS[method]
+    for structure in (*STRUCTURES.values(), NM(2, 4, -1)):
+        amount = None if isinstance(structure, NM) else 0.5
+        masks = prune(params, method, amount, structure=structure, key=KEY)
+        assert all(x.dtype == dtype for x in arrays(masks.apply(params)).values() if x.ndim)
+        if amount is not None:
+            units = {path: math.prod(structure.units(masks[path].shape)) for path in masks}
+            for path, mask in masks.items():
+                kept = len(set(unit_of(structure, mask.shape)[np.asarray(mask)]))
+                assert kept == units[path] - round(units[path] / 2)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (4, 6), (3, 2, 5)])
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 3), (0, 2), (3, 3), (1, 16)])
+def test_nm_by_definition(shape, axis, n, m):
+    scores = np.random.default_rng(1).integers(-2, 3, shape).astype(np.float32)
+    mask = prune({"w": scores}, {"w": scores}, structure=NM(n, m, axis))["w"]
+    got = np.moveaxis(np.asarray(mask), axis, -1).reshape(-1, shape[axis])
+    for line, row in zip(got, np.moveaxis(scores, axis, -1).reshape(-1, shape[axis]), strict=True):
+        for start in range(0, len(row), m):
+            group, kept = row[start : start + m], line[start : start + m]
+            assert kept.sum() == min(n, len(group))
+            removed = np.argsort(group, kind="stable")[: len(group) - kept.sum()]
+            assert not kept[removed].any()
+
+
+def test_norms_are_those_of_slices_and_tiles():
+    rng = np.random.default_rng(3)
+    w = (rng.normal(size=(5, 4, 3)) * 10.0 ** rng.integers(-30, 30, (5, 1, 1))).astype(np.float32)
+    norms = np.linalg.norm(w.reshape(5, -1).astype(np.float64), axis=1)
+    masks = prune({"w": w}, amount=Count(2), structure=Neurons(0))
+    kept = np.asarray(masks["w"])[:, 0, 0]
+    assert set(np.flatnonzero(~kept)) == set(np.argsort(norms)[:2])
+    w = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    tiles = {
+        (i, j, k): np.linalg.norm(w[i, 2 * j : 2 * j + 2, 3 * k : 3 * k + 3])
+        for i, j, k in itertools.product(range(2), range(3), range(2))
+    }
+    mask = np.asarray(prune({"w": w}, amount=Count(4), structure=Block((2, 3)))["w"])
+    gone = {(i, j // 2, k // 3) for i, j, k in zip(*np.nonzero(~mask), strict=True)}
+    assert gone == set(sorted(tiles, key=tiles.get)[:4])
+
+
+def test_global_magnitude_is_a_stable_sort_over_all_layers():
+    params = model(seed=7)
+    masks = prune(params, amount=Global(0.37))
+    flat = np.concatenate([np.abs(np.asarray(layer["w"])).ravel() for layer in params["layers"]])
+    expected = np.ones(flat.size, bool)
+    expected[np.argsort(flat, kind="stable")[: round(0.37 * flat.size)]] = False
+    got = np.concatenate([np.asarray(masks[path]).ravel() for path in LAYERS])
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_float64_weights_of_numpy_keep_their_order():
+    w = 1.0 + np.arange(30).reshape(5, 6)[::-1] * 2.0**-50
+    mask = prune({"w": w}, amount=Count(6))["w"]
+    assert not mask[-1].any() and mask[:-1].all()
+
+
+def test_biases_go_with_their_neurons_if_asked():
+    params = model()
+    alone = prune(params, amount=0.5, structure=Neurons(0))
+    assert sorted(alone) == LAYERS
+    both = prune(params, amount=0.5, structure=Neurons(0, bias="b"))
+    for i, path in enumerate(LAYERS):
+        np.testing.assert_array_equal(alone[path], both[path])
+        np.testing.assert_array_equal(both[f"layers.{i}.b"], both[path][:, 0])
+
+
+def test_earlier_masks_stay_and_count():
+    params = model()
+    first = prune(params, "random", 0.3, key=KEY)
+    second = prune(params, amount=0.6, masks=first)
+    for path in LAYERS:
+        size = first[path].size
+        assert not (second[path] & ~first[path]).any()
+        assert int((~second[path]).sum()) == round(0.6 * size)
+    assert prune(params, amount=0.1, masks=first) == first
+    one = prune(params, amount=0.5, layers=LAYERS[0], masks=first)
+    assert sorted(one) == LAYERS and one[LAYERS[1]] is first[LAYERS[1]]
+    nm = prune(params, structure=NM(2, 4, -1), masks=first)
+    assert all(not (nm[path] & ~first[path]).any() for path in LAYERS)
+    assert int(nm[LAYERS[0]].sum(1).max()) <= 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_earlier_masks_count_whatever_the_scores(method):
+    """Coins and scores below 0 as well: what is gone is lower than all of them."""
+    params = model()
+    first = prune(params, amount=0.3)
+    how = "random" if method == "random" else METHODS[method]
+    second = prune(params, how, 0.6, key=KEY, masks=first)
+    for path in LAYERS:
+        assert not (second[path] & ~first[path]).any()
+        assert int((~second[path]).sum()) == round(0.6 * first[path].size)
+
+
+def test_earlier_masks_of_units():
+    params = model()
+    first = Masks({LAYERS[0]: jnp.ones((6, 4), bool).at[2].set(False).at[3, :2].set(False)})
+    second = prune(params, amount=Count(2), structure=Neurons(0), layers=LAYERS[0], masks=first)
+    kept = np.asarray(second[LAYERS[0]])
+    assert not kept[2].any() and (~kept.any(1)).sum() == 2
+    # Of the others the one of least norm, neuron 3 by its rest.
+    w = np.asarray(first.apply(params)["layers"][0]["w"], np.float64)
+    others = [i for i in range(6) if i != 2]
+    gone = min(others, key=lambda i: np.linalg.norm(w[i]))
+    assert not kept[gone].any()
+
+
+def test_scores_of_pruned_weights_do_not_matter():
+    scores = {"w": np.array([[np.nan, 1.0], [3.0, 2.0]], np.float32)}
+    masks = Masks({"w": jnp.asarray([[False, True], [True, True]])})
+    mask = prune({"w": jnp.ones((2, 2))}, scores, 0.5, masks=masks)["w"]
+    assert mask.tolist() == [[False, False], [True, True]]
+
+
+def test_nan_goes_last_where_it_cannot_be_refused():
+    w = jnp.asarray([[np.nan, 1.0, 3.0], [2.0, -np.nan, np.inf]])
+    mask = jax.jit(lambda w: prune({"w": w}, amount=0.5))(w)["w"]
+    assert mask.tolist() == [[True, False, False], [False, True, True]]
+    mask = jax.jit(lambda w: prune({"w": w}, structure=NM(1, 3, 1)))(w)["w"]
+    assert mask.tolist() == [[True, False, False], [False, False, True]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(value):
+    params = {"good": jnp.ones((2, 2)), "bad": jnp.asarray([[1.0, value]])}
+    for structure in (Weights(), Neurons(0), NM(1, 2, -1)):
+        amount = None if isinstance(structure, NM) else 0.5
+        with pytest.raises(ValueError, match="scores of bad: not all are finite"):
+            prune(params, amount=amount, structure=structure)
+    assert list(prune(params, amount=0.5, layers="good")) == ["good"]
+    assert sorted(prune(params, "random", 0.5, key=KEY)) == ["bad", "good"]
+
+
+W = jnp.ones((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: prune({"w": W}), "amount = None"),
+        (lambda: prune({"w": W}, amount=0.5, structure=NM(2, 4, 0)), "N:M says itself"),
+        (lambda: prune({"w": W}, "magnitud", 0.5), "did you mean 'magnitude'"),
+        (lambda: prune({"w": W}, "random", 0.5), "needs a key"),
+        (lambda: prune({"w": W}, 3, 0.5), "method = '3'"),
+        (lambda: prune({"w": W}, {"v": W}, 0.5), "scores = 'w'"),
+        (lambda: prune({"w": W}, {"w": W.T}, 0.5), r"floats of shape \(2, 3\)"),
+        (lambda: prune({"w": W}, {"w": W > 0}, 0.5), r"floats of shape \(2, 3\)"),
+        (lambda: prune({"w": W}, {"w": -W}, 0.5, structure=Neurons(0)), "by='sum'"),
+        (lambda: prune({"w": W}, amount=0.5, structure=Neurons(2)), "axis = 2"),
+        (lambda: prune({"w": W}, amount=0.5, structure=Neurons), "Weights, Neurons, Block or NM"),
+        (lambda: prune({"w": W}, amount=0.5, structure=Block((1, 1, 1))), "fewer axes"),
+        (lambda: prune({"w": W}, amount=0.5, structure=Neurons(0, bias="b")), "no chosen layer"),
+        (lambda: prune({"w": W, "b": W[0]}, amount=0.5, structure=Neurons(0, bias="b")), "b has"),
+        (lambda: prune({"w": W}, amount=0.5, masks=Masks({"v": W > 0})), "mask = 'v'"),
+        (lambda: prune({"w": W}, amount=0.5, masks=Masks({"w": W.T > 0})), "does not fit"),
+        (lambda: prune({"b": W[0]}, amount=0.5), "no floating array is chosen"),
+        (lambda: NM(3, 2, 0), "n = 3"),
+        (lambda: NM(1, 0, 0), "m = 0"),
+        (lambda: Block(()), "at least one side"),
+        (lambda: Block((0,)), "side of a block = 0"),
+        (lambda: Block(3), "a tuple of sides"),
+        (lambda: Neurons(0, by="l1"), "by = 'l1'"),
+    ],
+)
+def test_bad_arguments(call, said):
+    with pytest.raises(ValueError, match=said) as error:
+        call()
+    assert "\n" not in str(error.value)
