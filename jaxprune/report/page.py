@@ -53,7 +53,7 @@ MAX_WORST = 3
 """Trials of a case whose replay is written out."""
 
 _COLUMNS = (
-    "claim", "experiment", "target", "pruning", "amount", "ε", "verdict", "P(gap ≤ ε) from", "to",
+    "claim", "verdict", "experiment", "target", "pruning", "amount", "ε", "P(gap ≤ ε) from", "to",
     "certified ε", "δ", "trials", "close", "between", "far", "nonfinite", "sparsity",
 )  # fmt: skip
 _LEFT = ("target", "pruning", "amount", "verdict", "layer", "command")
@@ -197,12 +197,12 @@ def _claims(numbered):
             rows.append(
                 [
                     number_cell(str(n), n),
+                    Cell(cell["verdict"], style=cell["verdict"]),
                     number_cell(str(i), i),
                     cell["network"],
                     cell["pruning"],
                     cell["amount"],
                     number_cell(eps(cell), cell["eps"]),
-                    Cell(cell["verdict"], style=cell["verdict"]),
                     number_cell(low, cell["p_low"]),
                     number_cell(high, cell["p_high"]),
                     number_cell(number_up(cell["certified_eps"]), cell["certified_eps"]),

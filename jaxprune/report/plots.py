@@ -138,7 +138,7 @@ def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     exploratory = any(cell["verdict"] == ESTIMATED for cell in cells)
     markers = EXPLORATORY_MARKERS if exploratory else VERDICT_MARKERS
     for verdict, (marker, color) in markers.items():
-        rows = [(i, cell) for i, cell in enumerate(cells) if cell["verdict"] == verdict]
+        rows = [(i, cell) for i, cell in enumerate(cells, 1) if cell["verdict"] == verdict]
         ax.hlines(
             [i for i, _ in rows],
             [cell["p_low"] for _, cell in rows],
@@ -152,10 +152,10 @@ def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
             )
         ax.plot([], [], marker, color=color, label=f"{verdict} ({len(rows)})")
     ax.axvline(1 - cells[0]["delta"], color="grey", lw=0.8, ls=":", label="1 − δ")
-    ax.set_ylim(len(cells) - 0.5, -0.5)
+    ax.set_ylim(len(cells) + 0.5, 0.5)
     ax.set_xlim(-0.02, 1.02)
     ax.set_xlabel(f"P(gap ≤ ε), one-sided {100 * cells[0]['confidence']:g} % limits")
-    ax.set_ylabel("claim, in the order of the table")
+    ax.set_ylabel("claim, by its number in the table")
     ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return ax
 
