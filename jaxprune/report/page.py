@@ -176,7 +176,7 @@ def _experiment(i, title, cells, exponents) -> Iterator[str]:
         Drawing("Survival curve of the gap", lambda ax, c=cell: plots.survival(ax, c))
         for cell in curves[:MAX_CURVES]
     ]
-    yield pictures([Drawing("Quantiles of the gap", draw), *shown])
+    yield pictures([Drawing("Quantiles of the gap", draw, height=5.0), *shown])
     if len(curves) > MAX_CURVES:
         yield paragraph(
             f"Survival curves: the first {MAX_CURVES} of {len(curves)}; the others' quantiles are "

@@ -67,7 +67,7 @@ def gap_against_width(
     ax.set_xlabel("width (channels)" if "conv" in cells[0]["network"] else "width (neurons)")
     ax.set_ylabel("gap, ‖F(x) − f(x)‖")
     _title(ax, cells[0]["experiment"])
-    ax.legend(fontsize=6.5, ncols=2)
+    ax.legend(fontsize=6.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return ax
 
 
