@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxprune import cli, networks, pruning, report
 from jaxprune.laws import uniform
@@ -214,3 +215,25 @@ class TestInABrowser:
             source = f"<meta charset=utf-8>{table}<script>{document.SCRIPT}{click}</script>"
             found = self.shown(f"<!doctype html>{source}", tmp_path)
             assert re.findall("<td[^>]*>(a[^<]*)</td>", found) == wanted
+
+
+def test_progress_says_where_the_trials_stand():
+    """Its limits and its allowance are those of the verdict's own tests."""
+    source = plans.reading.tomllib.loads(PLAN) | {"trials": 1000, "delta": 0.05}
+    plan, told = plans.parse(source), []
+    verify(plan, told.append)
+    notes = [p.note for p in told if p.note]
+    assert notes
+    for note in notes:
+        found = re.fullmatch(
+            r"(\d+) trials, \S+/s; P\(gap <= \S+\) in (\S+) to (\S+); (holds if at most (\d+) of "
+            r"1000 are not close, (\d+) so far|too many are not close to show that it holds)",
+            note,
+        )
+        assert found and 0 <= float(found[2]) <= float(found[3]) <= 1
+        if found[5]:
+            # The most failures of 1000 whose exact p-value is at most the level of one of 4 claims.
+            p_value = lambda k: stats.binom.cdf(k, 1000, 0.05)
+            level = (1 - plan.confidence) / 4
+            assert p_value(int(found[5])) <= level < p_value(int(found[5]) + 1)
+    assert any("holds if" in note for note in notes)
