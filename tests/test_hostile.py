@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import sqlite3
 import time
@@ -23,6 +24,7 @@ from jaxprune.engine.packing import canonical
 from jaxprune.engine.store import _sum
 from jaxprune.report import replay as replay_words
 from jaxprune.report import words
+from jaxprune.report.document import SCRIPT
 from jaxprune.studies import kept, runs, sampling
 from jaxprune.studies import plan as plans
 from jaxprune.studies.verify import judged, verify
@@ -476,8 +478,11 @@ def hostile_result():
 
 def test_texts_of_a_plan_are_inert():
     result = hostile_result()
-    page = Nodes(report.page(result))
-    assert "script" not in page.tags and not any(a.startswith("on") for a in page.attributes)
+    source = report.page(result)
+    page = Nodes(source)
+    assert re.findall("<script.*?</script", source, re.S) == [f"<script>{SCRIPT}</script"]
+    assert "img" in page.tags and "<img src=x" not in source
+    assert not any(a.startswith("on") for a in page.attributes)
     terminal = io.StringIO()
     report.render(result, Console(file=terminal, width=100))
     assert "\x1b" not in terminal.getvalue() and "onerror" in terminal.getvalue()

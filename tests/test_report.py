@@ -1,5 +1,7 @@
 """Table, plots and page say what the result says, and hostile text stays inert."""
 
+import base64
+import hashlib
 import io
 import json
 import re
@@ -13,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxprune import report
-from jaxprune.report import plots, words
+from jaxprune.report import document, plots, words
 
 HOSTILE = "<img src=x onerror=alert(1)></title></script><script>alert(2)</script>\x1b[31m\x07\u202e"
 LEVELS = ("0.01", "0.05", "0.1", "0.25", "0.5", "0.75", "0.9", "0.95", "0.99", "1")
@@ -59,6 +61,8 @@ def cell(**changes):
         "accuracy_change": None,
         "worst_trials": [{"trial": 5, "gap": 0.06}],
         "by_theorem": None,
+        "case": 0,
+        "survival": [{"eps": 0.5, "low": 0.01, "high": 0.2}],
         "seconds": 1.0,
         "float32_error": 2.5e-7,
     } | changes
@@ -112,13 +116,21 @@ def result():
                 "experiment": "one",
                 "pruning": HOSTILE,
                 "amount": "D^0.75",
+                "widths": [16, 32, 64],
                 "median_lower": {
                     "slope": -0.514,
+                    "intercept": 0.1,
                     "low": -0.553,
                     "high": -0.471,
                     "lack_of_fit": 0.2,
                 },
-                "median_upper": {"low": -0.6, "high": -0.2, "lack_of_fit": 0.001},
+                "median_upper": {
+                    "slope": -0.4,
+                    "intercept": 0.2,
+                    "low": -0.6,
+                    "high": -0.2,
+                    "lack_of_fit": 0.001,
+                },
                 "typical": None,
             }
         ],
@@ -183,13 +195,18 @@ class Page(HTMLParser):
 def test_the_page_is_inert_and_whole(result):
     source = report.page(result)
     page = Page(source)
-    assert "script" not in page.tags and "iframe" not in page.tags
+    assert page.tags.count("script") == 1 and "iframe" not in page.tags
+    assert re.findall("<script>(.*?)</script>", source, re.S) == [document.SCRIPT]
     assert not any(name.startswith("on") for name, _ in page.attributes)
     sources = [value for name, value in page.attributes if name in ("src", "href")]
     assert sources and all(value.startswith("data:image/png;base64,") for value in sources)
     assert "://" not in source
     (policy,) = (v for n, v in page.attributes if n == "content" and "default-src" in v)
-    assert policy.startswith("default-src 'none'")
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+    for name in ("script", "style"):
+        (inline,) = re.findall(f"<{name}>(.*?)</{name}>", source, re.S)
+        digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
     text = " ".join(page.text)
     for word in ("911", "0.887", "0.992", "holds", "violated", "ab" * 32, "Holm"):
         assert word in text
@@ -244,7 +261,7 @@ def test_a_case_with_no_gap_to_draw_still_has_a_page(result, value, training):
 def test_numbers_are_written_before_the_page(result, tmp_path, monkeypatch):
     """A page that cannot be drawn costs the page alone, not the finished run."""
 
-    def fail(result):
+    def fail(result, **_):
         raise RuntimeError("no page")
 
     # The package exports a function of the module's name.
@@ -320,7 +337,7 @@ def test_every_case_is_drawn():
     ]
     ax = plots.gap_against_width(Figure().add_subplot(), cells)
     assert sum(len(c.get_segments()) for c in ax.collections) == 8
-    markers = [line for line in ax.get_lines() if line.get_marker() != "None"]
+    markers = [line for line in ax.get_lines() if line.get_linestyle() == "None"]
     assert sum(len(line.get_xdata()) for line in markers) == 16
 
 
@@ -334,12 +351,34 @@ def test_gap_against_sparsity_draws_medians_and_accuracy(result):
 
 def test_survival_falls_from_one_bound_to_the_other(result):
     ax = plots.survival(Figure().add_subplot(), result["cells"][0])
-    lower, upper, _ = ax.get_lines()
+    lower, upper, *_ = ax.get_lines()
     assert np.all(np.diff(lower.get_ydata()) < 0)
     np.testing.assert_allclose(
         np.asarray(upper.get_xdata()), 4 * np.asarray(lower.get_xdata(), float)
     )
     assert ax.get_xlabel() and ax.get_ylabel()
+
+
+def test_the_band_of_the_survival_curve_is_a_survival_function(result):
+    """At most `high` above an epsilon, at least `low` below it, nothing known beyond."""
+    known = [{"eps": 0.5, "low": 0.3, "high": 0.6}, {"eps": 2.0, "low": 0.1, "high": 0.2}]
+    ax = plots.survival(Figure().add_subplot(), cell(survival=known))
+    (band,) = (c for c in ax.collections if type(c).__name__ == "FillBetweenPolyCollection")
+    corners = {(round(x, 6), round(y, 6)) for x, y in band.get_paths()[0].vertices}
+    assert {(0.5, 1.0), (0.5, 0.3), (0.5, 0.6), (0.5, 0.1), (2.0, 0.6), (2.0, 0.1)} <= corners
+    assert {(2.0, 0.2), (2.0, 0.0)} <= corners
+    stars = [line for line in ax.get_lines() if line.get_marker() == "*"]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in stars] == [(3.5, 0.05)]
+
+
+def test_fits_are_drawn_and_nothing_is_told_apart_by_colour_alone(result):
+    fit = {"pruning": "magnitude", "amount": "D^0.75", "widths": [16, 64], "median_upper": None}
+    fit["median_lower"] = {"slope": -0.5, "intercept": 0.0}
+    ax = plots.gap_against_width(Figure().add_subplot(), result["cells"][:4], [fit])
+    assert any(line.shape == (2,) and np.allclose(line, [0.25, 0.125]) for line in drawn(ax))
+    shown = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    looks = [(x.get_marker(), x.get_linestyle(), x.get_markerfacecolor() == "none") for x in shown]
+    assert len(set(looks)) == len(looks)
 
 
 def test_limits_mark_every_claim_by_its_verdict(result):

@@ -10,13 +10,14 @@ from jaxprune.cli import (
     merge,
     rare,
     replay,
+    report,
     resume,
     threshold,
     verify,
 )
 from jaxprune.cli.stopping import Stopped, stopped_by_signals
 
-COMMANDS = (verify, resume, merge, replay, bound, frontier, threshold, rare)
+COMMANDS = (verify, resume, merge, replay, report, bound, frontier, threshold, rare)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -166,8 +166,8 @@ def check_new(name: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable]:
-    """Yields a study's progress callback; draws nothing where there is no terminal."""
+def progress_bar() -> Iterator[Callable | None]:
+    """Yields a study's progress callback; None where there is no terminal, and nothing is drawn."""
     columns = (
         BarColumn(24),
         TextColumn("{task.percentage:>3.0f} %"),
@@ -179,4 +179,9 @@ def progress_bar() -> Iterator[Callable]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda p: bar.update(task, description=p.doing, completed=p.done, total=p.total)
+
+        def advance(p):
+            told = plain(f"{p.doing}: {p.note}" if p.note else p.doing)
+            bar.update(task, description=told, completed=p.done, total=p.total)
+
+        yield advance if console.is_terminal else None

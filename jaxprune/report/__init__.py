@@ -1,6 +1,17 @@
-"""Results in words and pictures; nothing is computed here."""
+"""Results in words, pictures and tables; nothing is computed here."""
 
 from jaxprune.report.page import page, write_folder, write_json
 from jaxprune.report.table import render
+from jaxprune.report.tables import records, to_csv, to_dataframe, to_xarray, write_parquet
 
-__all__ = ["page", "render", "write_folder", "write_json"]
+__all__ = [
+    "page",
+    "records",
+    "render",
+    "to_csv",
+    "to_dataframe",
+    "to_xarray",
+    "write_folder",
+    "write_json",
+    "write_parquet",
+]

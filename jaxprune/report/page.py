@@ -1,46 +1,62 @@
-"""The result of `verify` as one self-contained HTML page, and the folder around it."""
+"""A result as one self-contained HTML page, and the folder around it."""
 
-import base64
 import errno
-import html
 import io
 import itertools
 import json
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from rich.console import Console
 
-from jaxprune.report import plots
-from jaxprune.report.words import caption, eps, limits, number, number_up, plain, slope, summary
+from jaxprune.report import bound, frontier, plots, rare, threshold
+from jaxprune.report.document import (
+    Cell,
+    Drawing,
+    document,
+    encoded,
+    facts,
+    folded,
+    lines,
+    number_cell,
+    paragraph,
+    picture,
+    pictures,
+    table,
+    text,
+)
+from jaxprune.report.reading import VERIFY, kind
+from jaxprune.report.words import (
+    caption,
+    claim,
+    eps,
+    limits,
+    number,
+    number_up,
+    slope,
+    summary,
+)
 
-_STYLE = """
-:root { color-scheme: light dark; --fg: #1c1c1c; --bg: #fff; --line: #d0d0d0; --soft: #f4f4f4; }
-@media (prefers-color-scheme: dark) {
-  :root { --fg: #e6e6e6; --bg: #181818; --line: #444; --soft: #242424; }
+WORDS = {"frontier": frontier, "threshold": threshold, "rare": rare, "bound": bound}
+TITLES = {
+    "frontier": "Pruning frontier: the largest sparsity with P(gap ≤ ε) ≥ 1 − δ at each width",
+    "threshold": "Threshold width: the least width with P(gap ≤ ε) ≥ 1 − δ, and its exponents",
+    "rare": "Rare failures: P(gap > ε), estimated",
+    "bound": "Certified gaps: P(gap ≤ ε) ≥ 1 − δ by theorems, no sampling",
 }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
-       max-width: 84rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .45rem; border-bottom: 1px solid var(--line); text-align: right;
-         white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th { background: var(--soft); }
-.holds { color: #1b7837; } .violated { color: #b2182b; } .undecided { color: #8a6d00; }
-@media (prefers-color-scheme: dark) {
-  .holds { color: #7fd68f; } .violated { color: #ff8a80; } .undecided { color: #e3c34b; }
-}
-img { max-width: 100%; background: #fff; border-radius: 4px; }
-figure { margin: 1rem 0; } .plots { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); }
-"""
+MAX_CURVES = 4
+"""Survival curves of an experiment, one a pruning, amount and domain."""
+
+MAX_WORST = 3
+"""Trials of a case whose replay is written out."""
 
 _COLUMNS = (
-    "target", "pruning", "amount", "ε", "verdict", "P(gap ≤ ε) from", "to", "certified ε", "δ",
-    "trials", "close", "between", "far", "nonfinite", "sparsity",
+    "claim", "verdict", "experiment", "target", "pruning", "amount", "ε", "P(gap ≤ ε) from", "to",
+    "certified ε", "δ", "trials", "close", "between", "far", "nonfinite", "sparsity",
 )  # fmt: skip
+_LEFT = ("target", "pruning", "amount", "verdict", "layer", "command")
 
 
 def write_folder(result: dict[str, Any], folder: Path) -> None:
@@ -50,112 +66,179 @@ def write_folder(result: dict[str, Any], folder: Path) -> None:
     """
     folder.mkdir(exist_ok=True)
     _write(_json(result), folder / "result.json")
-    _write(page(result), folder / "report.html")
+    _write(page(result, run=str(folder)), folder / "report.html")
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
     """Writes strict JSON to a new file."""
+    write_new(_json(result), path)
+
+
+def write_new(content: str, path: Path) -> None:
+    """Writes text to a new file.
+
+    Raises:
+      FileExistsError: there is one.
+    """
     if path.exists():
         raise FileExistsError(errno.EEXIST, "exists", str(path))
-    _write(_json(result), path)
+    _write(content, path)
 
 
 def _json(result):
     return json.dumps(result, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 
-def _write(text, path):
+def _write(content, path):
     """To a file that appears whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8")
+    part.write_text(content, "utf-8")
     part.replace(path)
 
 
-def page(result: dict[str, Any]) -> str:
-    """The whole page as text: no script, nothing remote, every text of the plan escaped."""
-    plan, environment = result["plan"], result["environment"]
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta http-equiv='Content-Security-Policy' "
-        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{_text(plan['title'])}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{_text(plan['title'])}</h1><p><strong>{_text(summary(result))}</strong></p>",
-        *(f"<p>{_text(line)}</p>" for line in caption(result)),
-        "<p>Markers in the plots: filled for the median lower bound, open for the upper. Bars run "
-        "from the 5 % quantile of the lower bound to the 95 % quantile of the upper, over trials; "
-        "these quantiles are estimates. The confidence limits are in the tables.</p>",
-        _figure(lambda ax: plots.limits(ax, result["cells"]), "Limits of every claim", 7, 6),
-    ]
-    for title, group in itertools.groupby(result["cells"], key=lambda cell: cell["experiment"]):
-        cells = list(group)
-        parts += [f"<h2>{_text(title)}</h2>", "<div class='plots'>", *_plots(cells), "</div>"]
-        if training := cells[0]["training"]:
-            parts.append(f"<p>Targets: {_text(training)}.</p>")
-        if law := cells[0]["law"]:
-            parts.append(f"<p>Weights: {_text(law)}.</p>")
-        parts.append(_table(cells))
-        parts += [
-            f"<p>{_text(row['pruning'])}, {_text(row['amount'])}: gap ∝ width^slope, "
-            f"{_text(slope(row['median_lower']))} for the median lower bound, "
-            f"{_text(slope(row['median_upper']))} for the upper.</p>"
-            for row in result["exponents"]
-            if row["experiment"] == title
-        ]
-    tallies = result["blocks"]["tallies"]
-    rows = {"plan hash": plan["hash"], "hash of all counts": tallies, **environment}
-    parts += [
-        "<h2>Plan and environment</h2><div class='wide'><table>",
-        *(f"<tr><td>{_text(key)}</td><td>{_text(value)}</td></tr>" for key, value in rows.items()),
-        "</table></div></body></html>",
-    ]
-    return "\n".join(parts)
+def page(result: dict[str, Any], *, run: str | None = None) -> str:
+    """The whole page as text: nothing remote, every text of the plan escaped, one script of ours.
+
+    Args:
+      result: of any study.
+      run: path of the run's folder, for the commands that replay a trial; None if it is not known.
+
+    Raises:
+      ValueError: no result of a study.
+    """
+    of = kind(result)
+    if of == VERIFY:
+        return document(result["plan"]["title"], _verify(result, run))
+    return document(TITLES[of], _study(WORDS[of], result))
 
 
-def _plots(cells):
-    trained = cells[0]["training"] is not None
-    draw = plots.gap_against_sparsity if trained else plots.gap_against_width
-    yield _figure(lambda ax: draw(ax, cells), "Gap")
-    yield _figure(
-        lambda ax: plots.survival(ax, cells[-1]), "Survival curve of the last case of the table"
+def _study(words, result) -> Iterator[str]:
+    """The page of any study but `verify`: its plot, and what it prints on the terminal."""
+    yield facts(_short_facts(result))
+    if draw := getattr(words, "plot", None):
+        yield encoded(draw(result), "Plot of the result")
+    stream = io.StringIO()
+    words.render(result, Console(file=stream, width=120))
+    yield f"<div class='wide' tabindex='0'><pre>{lines(stream.getvalue())}</pre></div>"
+    yield _environment(result, {"plan hash": result["plan"]["hash"]})
+
+
+def _short_facts(result):
+    environment = result["environment"]
+    names = ("jaxprune", "jax", "device", "seed")
+    about = ", ".join(f"{n} {environment[n]}" for n in names if environment.get(n) is not None)
+    return {"plan hash": result["plan"]["hash"], "environment": about}
+
+
+def _environment(result, rows):
+    return "<h2>Plan and environment</h2>" + facts(rows | result["environment"])
+
+
+def _verify(result, run) -> Iterator[str]:
+    cells = result["cells"]
+    by_title = itertools.groupby(enumerate(cells, 1), key=lambda pair: pair[1]["experiment"])
+    numbered = [(i, title, list(group)) for i, (title, group) in enumerate(by_title, 1)]
+    yield paragraph(claim(result), "claim")
+    yield f"<p><strong>{text(summary(result))}</strong></p>"
+    yield facts(_short_facts(result))
+    yield picture(Drawing("Limits of every claim", lambda ax: plots.limits(ax, cells), 7, 6))
+    yield "<h2>Claims</h2>"
+    yield _claims(numbered)
+    yield from map(paragraph, caption(result))
+    yield (
+        "<p>Plots of the gap: filled markers are medians of the lower bound, open ones of the "
+        "upper. Bars run from the 5 % quantile of the lower bound to the 95 % quantile of the "
+        "upper, over trials; these quantiles are estimates. Survival curves: the grey band holds "
+        "P(gap &gt; t) at every t together, from the counts at the case's ε.</p>"
     )
+    for i, title, pairs in numbered:
+        yield from _experiment(i, title, [cell for _, cell in pairs], result["exponents"])
+    yield from _worst(cells, run)
+    yield "<h2>Which layer makes the gap</h2>"
+    yield paragraph("Not in this page: it takes pairs drawn anew. In Python: jp.layer_account.")
+    plan, tallies = result["plan"]["hash"], result["blocks"]["tallies"]
+    yield _environment(result, {"plan hash": plan, "hash of all counts": tallies})
 
 
-def _figure(draw, name, width=6.4, height=4.2):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    draw(figure.add_subplot())
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<figure><img alt='{_text(name)}' src='data:image/png;base64,{data}'></figure>"
+def _experiment(i, title, cells, exponents) -> Iterator[str]:
+    fits = [row for row in exponents if row["experiment"] == title]
+    yield f"<h2>{i}. {text(title)}</h2>"
+    if training := cells[0]["training"]:
+        yield paragraph(f"Targets: {training}.")
+    if law := cells[0]["law"]:
+        yield paragraph(f"Weights: {law}.")
+    if training:
+        draw = lambda ax: plots.gap_against_sparsity(ax, cells)
+    else:
+        draw = lambda ax: plots.gap_against_width(ax, cells, fits)
+    curves = plots.last_of_series(cells)
+    shown = [
+        Drawing("Survival curve of the gap", lambda ax, c=cell: plots.survival(ax, c))
+        for cell in curves[:MAX_CURVES]
+    ]
+    yield pictures([Drawing("Quantiles of the gap", draw, height=5.0), *shown])
+    if len(curves) > MAX_CURVES:
+        yield paragraph(
+            f"Survival curves: the first {MAX_CURVES} of {len(curves)}; the others' quantiles are "
+            "in result.json."
+        )
+    for row in fits:
+        yield paragraph(
+            f"{row['pruning']}, {row['amount']}: gap ∝ width^slope, {slope(row['median_lower'])} "
+            f"for the median lower bound, {slope(row['median_upper'])} for the upper."
+        )
 
 
-def _table(cells):
-    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+def _claims(numbered):
     rows = []
-    for cell in cells:
-        verdict = cell["verdict"]
-        values = [
+    for i, _, pairs in numbered:
+        for n, cell in pairs:
+            low, high = limits(cell)
+            rows.append(
+                [
+                    number_cell(str(n), n),
+                    Cell(cell["verdict"], style=cell["verdict"]),
+                    number_cell(str(i), i),
+                    cell["network"],
+                    cell["pruning"],
+                    cell["amount"],
+                    number_cell(eps(cell), cell["eps"]),
+                    number_cell(low, cell["p_low"]),
+                    number_cell(high, cell["p_high"]),
+                    number_cell(number_up(cell["certified_eps"]), cell["certified_eps"]),
+                    number_cell(number(cell["delta"]), cell["delta"]),
+                    *(number_cell(str(cell[key]), cell[key]) for key in _COUNTS),
+                    number_cell(f"{100 * cell['sparsity']:.3g} %", cell["sparsity"]),
+                ]
+            )
+    return table(_COLUMNS, rows, left=_LEFT)
+
+
+_COUNTS = ("trials", "close", "between", "far", "nonfinite")
+
+
+def _worst(cells, run) -> Iterator[str]:
+    cases = {cell["case"]: cell for cell in cells}
+    place = "RUN" if run is None else shlex.quote(run)
+    rows = [
+        [
+            number_cell(str(case), case),
             cell["network"],
             cell["pruning"],
             cell["amount"],
-            eps(cell),
-            verdict,
-            *limits(cell),
-            number_up(cell["certified_eps"]),
-            number(cell["delta"]),
-            *(cell[key] for key in ("trials", "close", "between", "far", "nonfinite")),
-            f"{100 * cell['sparsity']:.3g} %",
+            number_cell(str(worst["trial"]), worst["trial"]),
+            number_cell(number(worst["gap"]), worst["gap"]),
+            Cell(f"jaxprune replay {place} --case {case} --trial {worst['trial']}", style="code"),
         ]
-        body = "".join(
-            f"<td class='{_text(verdict)}'>{_text(value)}</td>"
-            if value is verdict
-            else f"<td>{_text(value)}</td>"
-            for value in values
+        for case, cell in cases.items()
+        for worst in cell["worst_trials"][:MAX_WORST]
+    ]
+    if rows:
+        yield "<h2>Worst trials</h2>"
+        yield paragraph(
+            f"Up to {MAX_WORST} of each case, by the lower bound of the gap; each command rebuilds "
+            "the pair and compares it with what is kept."
+            + (" RUN is the folder with run.db." if run is None else "")
         )
-        rows.append(f"<tr>{body}</tr>")
-    return f"<div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
-
-
-def _text(value):
-    return html.escape(plain(value), quote=True)
+        names = ("case", "target", "pruning", "amount", "trial", "gap at least", "command")
+        yield folded(f"{len(rows)} trials", table(names, rows, left=_LEFT))

@@ -1,12 +1,13 @@
 """Plots of a result. Every function takes and returns Matplotlib axes and computes nothing."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from jaxprune.report.words import plain, target
+from jaxprune.report.words import number_up, plain, target
 from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, VIOLATED
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -18,16 +19,19 @@ VERDICT_MARKERS = {
 EXPLORATORY_MARKERS = {ESTIMATED: ("s", "#555555")}
 
 
-def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
-    """Brackets of the gap by width, one colour a pruning and amount.
+def gap_against_width(
+    ax: Axes, cells: Sequence[dict[str, Any]], fits: Sequence[dict[str, Any]] = ()
+) -> Axes:
+    """Brackets of the gap by width, one colour and marker a pruning and amount.
 
     Bars run from the 5 % quantile of the lower bound to the 95 % quantile of the upper; markers
-    are the medians of the two. Lines: certified epsilon (dashed) and, for one input, the typical
-    gap of an infinitely wide network (dotted).
+    are the medians of the two. Lines: certified epsilon (dashed), for one input the typical gap of
+    an infinitely wide network (dotted), and power laws fitted to the medians (solid).
 
     Args:
       ax: to draw on.
       cells: of one experiment; several cells of one case are drawn once.
+      fits: of the result's `exponents`, those of the experiment.
     """
     series = _series(cells, "pruning", "amount", "domain")
     for i, (name, group) in enumerate(series.items()):
@@ -41,7 +45,21 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
         ):
             if all(cell[key] is not None for cell in group):
                 y = [c[key] if key == "certified_eps" else _typical(c) for c in group]
-                ax.plot([_width(c) for c in group], y, style, color=color, label=f"{name}: {label}")
+                ax.plot(
+                    [_width(c) for c in group],
+                    y,
+                    style,
+                    color=color,
+                    marker=MARKERS[i % len(MARKERS)],
+                    ms=2.5,
+                    lw=1,
+                    label=f"{name}: {label}",
+                )
+        for fit in fits:
+            if (fit["pruning"], fit["amount"]) == (group[0]["pruning"], group[0]["amount"]):
+                _power_laws(ax, fit, color)
+    if fits:
+        ax.plot([], [], "-", color="grey", lw=0.8, label="power laws fitted to the medians")
     ax.set_xscale("log", base=2)
     _log(ax, "y")
     widths = sorted({_width(cell) for cell in cells})
@@ -49,12 +67,14 @@ def gap_against_width(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     ax.set_xlabel("width (channels)" if "conv" in cells[0]["network"] else "width (neurons)")
     ax.set_ylabel("gap, ‖F(x) − f(x)‖")
     _title(ax, cells[0]["experiment"])
-    ax.legend(fontsize=6.5, ncols=2)
+    ax.legend(fontsize=6.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return ax
 
 
 def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
-    """Brackets of the gap of trained networks by sparsity, one colour a method, domain, network.
+    """Brackets of the gap of trained networks by sparsity.
+
+    Each method, domain and network has a colour and a marker.
 
     Bars and markers as in `gap_against_width`; text gives the change in accuracy.
     """
@@ -88,17 +108,26 @@ def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
 def survival(ax: Axes, cell: dict[str, Any]) -> Axes:
     """Share of one case's trials whose gap exceeds t, by lower and by upper bound.
 
-    Dots are the result's quantiles, known to 0.8 %; lines only join them.
+    Dots are the result's quantiles, known to 0.8 %; lines only join them. The band holds
+    P(gap > t) at every t together: between the epsilons of the case it goes on as a survival
+    function must, that never rises. The star is the theorem: at most delta above certified epsilon.
     """
-    for side, style in (("lower", ".-"), ("upper", ".--")):
+    for side, style in (("lower", ".-"), ("upper", "s--")):
         quantiles = cell[f"gap_{side}_quantiles"].items()
         points = [(v, 1 - float(p)) for p, v in quantiles if v is not None]
         values, shares = [v for v, _ in points], [share for _, share in points]
-        ax.plot(values, shares, style, label=f"{side} bound")
-    ax.axhline(cell["delta"], color="grey", lw=0.8, ls=":", label=f"δ = {cell['delta']:g}")
+        ax.plot(values, shares, style, ms=4, mfc="none", label=f"{side} bound of the gap")
     _log(ax, "x")
-    ax.set_xlabel("gap t (dots: quantiles, to 0.8 %)")
-    ax.set_ylabel("share of trials with bound > t")
+    ax.axhline(cell["delta"], color="grey", lw=0.8, ls=":", label=f"δ = {cell['delta']:g}")
+    if cell["certified_eps"]:
+        label = f"certified: P(gap > {number_up(cell['certified_eps'])}) ≤ δ"
+        ax.axvline(cell["certified_eps"], color="k", lw=0.8, ls="-.")
+        ax.plot(cell["certified_eps"], cell["delta"], "k*", ms=8, label=label)
+    if cell["survival"]:
+        _band(ax, cell)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xlabel("gap t, ‖F(x) − f(x)‖ (quantiles: to 0.8 %)")
+    ax.set_ylabel("share of trials above t; limits of P(gap > t)")
     _title(ax, f"{target(cell)}: {cell['pruning']}, {cell['amount']}")
     ax.legend(fontsize=6.5)
     return ax
@@ -109,7 +138,7 @@ def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
     exploratory = any(cell["verdict"] == ESTIMATED for cell in cells)
     markers = EXPLORATORY_MARKERS if exploratory else VERDICT_MARKERS
     for verdict, (marker, color) in markers.items():
-        rows = [(i, cell) for i, cell in enumerate(cells) if cell["verdict"] == verdict]
+        rows = [(i, cell) for i, cell in enumerate(cells, 1) if cell["verdict"] == verdict]
         ax.hlines(
             [i for i, _ in rows],
             [cell["p_low"] for _, cell in rows],
@@ -123,12 +152,44 @@ def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
             )
         ax.plot([], [], marker, color=color, label=f"{verdict} ({len(rows)})")
     ax.axvline(1 - cells[0]["delta"], color="grey", lw=0.8, ls=":", label="1 − δ")
-    ax.set_ylim(len(cells) - 0.5, -0.5)
+    ax.set_ylim(len(cells) + 0.5, 0.5)
     ax.set_xlim(-0.02, 1.02)
     ax.set_xlabel(f"P(gap ≤ ε), one-sided {100 * cells[0]['confidence']:g} % limits")
-    ax.set_ylabel("claim, in the order of the table")
+    ax.set_ylabel("claim, by its number in the table")
     ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return ax
+
+
+def last_of_series(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last case of each pruning, amount and domain: that of the largest width, as plans go."""
+    return list({(c["pruning"], c["amount"], c["domain"]): c for c in cells}.values())
+
+
+def _band(ax, cell):
+    """Grey, between limits at some epsilons; above 0 and below 1 beyond them."""
+    known = sorted(cell["survival"], key=lambda at: at["eps"])
+    left, right = ax.get_xlim()
+    inner = [at["eps"] for at in known]
+    left, right = min(left, 0.8 * inner[0]), max(right, 1.25 * inner[-1])
+    edges = [left, *inner, right]
+    t = [x for pair in itertools.pairwise(edges) for x in pair]
+    low = [x for x in (*(at["low"] for at in known), 0.0) for _ in range(2)]
+    high = [x for x in (1.0, *(at["high"] for at in known)) for _ in range(2)]
+    label = f"P(gap > t), {100 * cell['confidence']:g} % limits together"
+    ax.fill_between(t, low, high, color="0.5", alpha=0.22, lw=0, label=label)
+    ax.vlines(inner, [at["low"] for at in known], [at["high"] for at in known], "k", lw=1.4)
+    for end in ("low", "high"):
+        ax.plot(inner, [at[end] for at in known], "k_", ms=7)
+    ax.set_xlim(left, right)
+
+
+def _power_laws(ax, fit, color):
+    """Of both medians, over the widths that were fitted."""
+    widths = [min(fit["widths"]), max(fit["widths"])]
+    for key in ("median_lower", "median_upper"):
+        if law := fit[key]:
+            y = [math.exp(law["intercept"] + law["slope"] * math.log(d)) for d in widths]
+            ax.plot(widths, y, "-", color=color, lw=0.8, alpha=0.7)
 
 
 def _log(ax, axis):

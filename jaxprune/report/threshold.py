@@ -12,9 +12,9 @@ from rich.text import Text
 from jaxprune.report.words import law, number, percent, plain
 
 KINDS = {
-    "gap": ("gap", "C0", 1.0),
-    "lower end": ("lower end of its bracket alone", "C2", 1.02),
-    "upper end": ("upper end alone", "C3", 0.98),
+    "gap": ("gap", "C0", "solid", 1.0),
+    "lower end": ("lower end of its bracket alone", "C2", "dashed", 1.02),
+    "upper end": ("upper end alone", "C3", "dotted", 0.98),
 }
 LINES = {
     "theorem": ("theorem", "k--"),
@@ -62,7 +62,7 @@ def plot(result: dict[str, Any]) -> Figure:
 def _panel(ax: Axes, result, variable):
     plan, rows = result["plan"], _along(result, variable)
     x = [1.0 / t[variable] for t in rows]
-    for kind, (label, color, shift) in KINDS.items():
+    for kind, (label, color, style, shift) in KINDS.items():
         at = [s * shift for s in x]
         above, most = ([t[kind][end] for t in rows] for end in ("above", "most"))
         closed = [i for i in range(len(rows)) if above[i] and most[i]]
@@ -71,6 +71,7 @@ def _panel(ax: Axes, result, variable):
             [above[i] for i in closed],
             [most[i] for i in closed],
             color=color,
+            linestyle=style,
             lw=3 if kind == "gap" else 1.4,
             label=f"{label}: exponent {_estimate(result, variable, kind)}",
         )

@@ -166,3 +166,14 @@ def summary(result: dict[str, Any]) -> str:
     )
     proved = sum(cell["by_theorem"] is not None for cell in result["cells"])
     return line + (f"; {proved} certified by theorem, whatever the trials say" if proved else "")
+
+
+def claim(result: dict[str, Any]) -> str:
+    """What the claims of `verify` say, in words."""
+    cells = result["cells"]
+    domains = " or ".join(dict.fromkeys(cell["domain"] for cell in cells))
+    delta = " or ".join(percent(d) for d in dict.fromkeys(1.0 - cell["delta"] for cell in cells))
+    return (
+        f"Claims: with probability at least {delta}, a pruned network is within ε of the network "
+        f"it was pruned from, at every input of: {domains}."
+    )

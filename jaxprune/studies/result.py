@@ -25,11 +25,13 @@ class Progress(NamedTuple):
       doing: what is being sampled or trained, in words.
       done: work done, in rough seconds.
       total: all work, in the same unit.
+      note: what the trials say so far, in words; empty where nothing is to be said.
     """
 
     doing: str
     done: float
     total: float
+    note: str = ""
 
 
 def sha256(source: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from jaxprune.studies import plan as plans
 from jaxprune.studies.ahead import compiling_ahead
 from jaxprune.studies.plan import Case, Plan
 from jaxprune.studies.result import Progress, environment, identity
+from jaxprune.studies.standing import Standing
 from jaxprune.types import BrokenInvariant, Params
 
 LEAST_AUDIT = 30
@@ -181,11 +182,11 @@ def _sample(plan, store, progress, part, deadline):
     total = sum(training_work.values()) + sum(work.values())
     finished = 0.0
 
-    def report(doing, work, share):
+    def report(doing, work, share, note=""):
         if time.monotonic() >= deadline:
             raise _OutOfTime
         if progress:
-            progress(Progress(doing, finished + work * share, total))
+            progress(Progress(doing, finished + work * share, total, note))
 
     targets: dict[tuple, Params] = {}
     for (network, recipe), count in jobs.items():
@@ -203,12 +204,15 @@ def _sample(plan, store, progress, part, deadline):
     with compiling_ahead(runs):
         for number, run in zip(missing, runs, strict=True):
             case = plan.cases[number]
-            advance = lambda n, c=case: report(str(c), work[c], n / c.trials)
-            _sample_case(plan, store, number, run, part, deadline, advance)
+            advance = lambda n, note="", c=case: report(str(c), work[c], n / c.trials, note)
+            # A part does not see the trials of the others.
+            told = progress and part.of == 1
+            standing = Standing(case, plan, Watch(case, plan)) if told else lambda tally: ""
+            _sample_case(plan, store, number, run, part, deadline, advance, standing)
             finished += work[case]
 
 
-def _sample_case(plan, store, number, run, part, deadline, advance):
+def _sample_case(plan, store, number, run, part, deadline, advance, standing):
     case = plan.cases[number]
     start = time.perf_counter()
     advance(0)
@@ -240,7 +244,7 @@ def _sample_case(plan, store, number, run, part, deadline, advance):
             start, trials = now, trials + tally.trials
             decided = bool(prefix and prefix.advance(done.block))
             with contextlib.suppress(_OutOfTime):  # what is in work is kept
-                advance(min(trials * part.of, case.trials))
+                advance(min(trials * part.of, case.trials), standing(tally))
 
 
 def check_error(number: int, error: float | None, device: str) -> None:

@@ -1,0 +1,129 @@
+"""Results as plain rows: CSV, Parquet, pandas, xarray."""
+
+import csv
+import importlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxprune.report.reading import BOUND, FRONTIER, RARE, THRESHOLD, kind
+from jaxprune.report.words import plain
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""First characters by which a spreadsheet takes a cell for a formula."""
+
+
+def records(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A result as rows of numbers, texts and None, one a claim (verify), width and sparsity looked
+    at (frontier), width, ε and δ (threshold), end of the bracket (rare), or method (bound).
+
+    Keys of records inside are joined by dots; lists are JSON texts.
+
+    Raises:
+      ValueError: no result of a study.
+    """
+    of = kind(result)
+    if of == FRONTIER:
+        rows = [point | probe for point in result["points"] for probe in point["probes"]]
+        for row in rows:
+            del row["probes"]
+    elif of == RARE:
+        rows = [{"end": end} | found for end, found in result["ends"].items()]
+    else:
+        rows = result["methods" if of == BOUND else "cells"]
+    return [dict(_flat("", row)) for row in rows]
+
+
+def _flat(prefix, value):
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(f"{prefix}{key}.", item)
+        else:
+            text = isinstance(item, list)
+            yield prefix + key, json.dumps(item, ensure_ascii=False) if text else item
+
+
+def to_csv(result: Mapping[str, Any]) -> str:
+    """`records` as CSV. Texts have no control characters, and none starts as a formula does: such
+    a one gets an apostrophe in front."""
+    rows = records(result)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(_inert, names))
+    writer.writerows([_inert(row.get(name)) for name in names] for row in rows)
+    return stream.getvalue()
+
+
+def _inert(value):
+    if not isinstance(value, str):
+        return value
+    shown = plain(value)
+    return f"'{shown}" if value.startswith(FORMULA) or shown.lstrip().startswith(FORMULA) else shown
+
+
+def to_dataframe(result: Mapping[str, Any]) -> Any:
+    """`records` as a `pandas.DataFrame`.
+
+    Raises:
+      ValueError: pandas is not installed.
+    """
+    return optional("pandas").DataFrame(records(result))
+
+
+def to_xarray(result: Mapping[str, Any]) -> Any:
+    """`records` as an `xarray.Dataset` whose one dimension names what a row is: `claim`, `probe`,
+    `width_eps_delta`, `end` or `method`; in a result of `verify` the quantiles of the gap's two
+    bounds are `gap_quantile` of dimensions `claim`, `bound` and `level`.
+
+    Raises:
+      ValueError: pandas or xarray is not installed.
+    """
+    frame, xarray = to_dataframe(result), optional("xarray")
+    of = kind(result)
+    dimension = {FRONTIER: "probe", THRESHOLD: "width_eps_delta", RARE: "end", BOUND: "method"}
+    dimension = dimension.get(of, "claim")
+    if of == RARE:
+        frame = frame.set_index("end")
+    levels = {
+        bound: [n for n in frame if n.startswith(f"gap_{bound}_quantiles.")]
+        for bound in ("lower", "upper")
+    }
+    data = {
+        name: (dimension, frame[name].to_numpy())
+        for name in frame
+        if name not in levels["lower"] + levels["upper"]
+    }
+    coords: dict[str, Any] = {dimension: frame.index.to_numpy()}
+    if levels["lower"]:
+        stacked = [frame[names].to_numpy(float) for names in levels.values()]
+        data["gap_quantile"] = (("bound", dimension, "level"), stacked)
+        coords |= {"bound": list(levels), "level": [float(n.split(".", 1)[1]) for n in
+                                                    levels["lower"]]}  # fmt: skip
+    return xarray.Dataset(data, coords)
+
+
+def write_parquet(result: Mapping[str, Any], path: Path) -> None:
+    """`records` as a new Parquet file.
+
+    Raises:
+      ValueError: pandas or pyarrow is not installed.
+    """
+    optional("pyarrow")
+    part = path.with_name(path.name + ".part")
+    to_dataframe(result).to_parquet(part, engine="pyarrow")
+    part.replace(path)
+
+
+def optional(name: str) -> Any:
+    """A package of the extra `tables`.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"{name}: not installed; pip install 'jaxprune[tables]'") from None

@@ -1,0 +1,240 @@
+"""`jaxprune report`: a page of any result, rows for other programs, files that are not believed."""
+
+import copy
+import csv
+import io
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxprune import cli, networks, pruning, report
+from jaxprune.laws import uniform
+from jaxprune.pruning import Fraction
+from jaxprune.report import document, reading
+from jaxprune.studies import plan as plans
+from jaxprune.studies.bound import bound
+from jaxprune.studies.frontier import frontier
+from jaxprune.studies.verify import verify
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+PLAN = """
+title = "t"
+trials = 20
+[[experiment]]
+title = "=HYPERLINK(1)"
+network = "dense"
+widths = [[4, 4, 3], [4, 6, 3]]
+layers = "all"
+law = "uniform"
+gain = 1.5
+pruning = ["random"]
+sparsity = 0.5
+eps = [0.5, 20.0]
+samples = 4
+starts = 1
+steps = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def verified():
+    return verify(plans.parse(plans.reading.tomllib.loads(PLAN)))
+
+
+@pytest.fixture(scope="module")
+def bounded():
+    network = networks.dense((8, 8, 8, 8))
+    return bound(network, uniform(), [pruning.random], Fraction(0.5), eps=1.0)
+
+
+@pytest.fixture(scope="module")
+def bracketed():
+    of_width = lambda d: networks.dense((d, d, d, d))
+    return frontier(of_width, uniform(), pruning.random, widths=[4], trials=300, eps=2.0)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        status = cli.main(["report", *map(str, arguments)])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_page_and_rows_of_every_study(verified, bounded, bracketed, command, tmp_path):
+    for name, result, rows in (
+        ("verify", verified, len(verified["cells"])),
+        ("bound", bounded, 1),
+        ("frontier", bracketed, len(bracketed["points"][0]["probes"])),
+    ):
+        (tmp_path / name).mkdir()
+        report.write_json(result, tmp_path / name / "result.json")
+        status, said, _ = command(name, "--out", f"{name}.html", "--csv", f"{name}.csv")
+        assert status == 0 and f"{name}.html" in said
+        page = (tmp_path / f"{name}.html").read_text()
+        assert result["plan"]["hash"] in page and "://" not in page
+        table = list(csv.DictReader(io.StringIO((tmp_path / f"{name}.csv").read_text())))
+        assert len(table) == rows
+    assert "--case 1 --trial" in (tmp_path / "verify.html").read_text()
+
+
+def test_rows_say_what_the_result_says(verified):
+    rows = list(csv.DictReader(io.StringIO(report.to_csv(verified))))
+    for row, cell in zip(rows, verified["cells"], strict=True):
+        assert float(row["p_low"]) == cell["p_low"] and row["verdict"] == cell["verdict"]
+        assert row["experiment"] == "'=HYPERLINK(1)"
+        quantile = cell["gap_lower_quantiles"]["0.5"]
+        assert float(row["gap_lower_quantiles.0.5"]) == quantile
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@x", "\t=1", "\x1b=1", " =1"])
+def test_no_text_becomes_a_formula(verified, text):
+    result = copy.deepcopy(verified)
+    result["cells"][0]["network"] = text
+    shown = next(csv.DictReader(io.StringIO(report.to_csv(result))))["network"]
+    assert shown.startswith("'") and not re.search(r"[\x00-\x1f]", shown)
+
+
+def test_data_frame_and_data_set(verified):
+    pytest.importorskip("pandas")
+    frame = report.to_dataframe(verified)
+    assert list(frame["p_high"]) == [cell["p_high"] for cell in verified["cells"]]
+    pytest.importorskip("xarray")
+    data = report.to_xarray(verified)
+    found = data["gap_quantile"].sel(bound="upper", level=0.5).to_numpy()
+    wanted = [cell["gap_upper_quantiles"]["0.5"] for cell in verified["cells"]]
+    np.testing.assert_array_equal(found, np.array(wanted, float))
+
+
+def test_parquet_comes_back_as_it_was(verified, tmp_path):
+    pytest.importorskip("pyarrow")
+    import pandas
+
+    report.write_parquet(verified, tmp_path / "a.parquet")
+    back = pandas.read_parquet(tmp_path / "a.parquet")
+    assert list(back["p_low"]) == [cell["p_low"] for cell in verified["cells"]]
+
+
+def test_a_missing_extra_is_named(verified, command, tmp_path, monkeypatch):
+    report.write_json(verified, tmp_path / "result.json")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    status, _, said = command("result.json", "--parquet", "a.parquet")
+    assert status == 2 and "jaxprune[tables]" in said and os.listdir(tmp_path) == ["result.json"]
+
+
+WRONG = {
+    "cells[0].p_low": lambda r: r["cells"][0].update(p_low=2),
+    "cells[1].network": lambda r: r["cells"][1].pop("network"),
+    "cells[0].trials": lambda r: r["cells"][0].update(trials=21),
+    "cells[0].verdict": lambda r: r["cells"][0].update(verdict="proved"),
+    "plan.hash": lambda r: r["plan"].update(seed=5),
+    "no result": lambda r: r.pop("cells"),
+}
+
+
+@pytest.mark.parametrize("named", WRONG)
+def test_a_wrong_result_is_refused_in_one_line(verified, command, tmp_path, named):
+    result = copy.deepcopy(verified)
+    WRONG[named](result)
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    status, out, said = command("result.json")
+    assert status == 2 and not out and said.count("\n") == 1 and named in said
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "NaN", "[" * 100_000, '{"plan": 1, "plan": 2}', "\udcff"]
+)
+def test_what_is_no_result_is_refused(command, tmp_path, text):
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    status, _, said = command("a.json")
+    assert status == 2 and said.count("\n") == 1 and "a.json" in said
+    assert command("none")[0] == 2 and command(".")[0] == 2
+
+
+NASTY = [None, True, -1, 2**70, 1e308, 10**400, "x", [], {}, [[]], "\x1b[31m", 0, 0.5, 1e-320]
+
+
+def spoiled(rng, value):
+    if isinstance(value, dict) and value and rng.random() < 0.95:
+        key = rng.choice(sorted(value))
+        return value | {key: spoiled(rng, value[key])}
+    if isinstance(value, list) and value and rng.random() < 0.95:
+        i = rng.randrange(len(value))
+        return [*value[:i], spoiled(rng, value[i]), *value[i + 1 :]]
+    return rng.choice(NASTY)
+
+
+def test_what_passes_the_checks_has_a_page(verified, bounded, bracketed):
+    rng, outcomes = random.Random(0), {"refused": 0, "shown": 0}
+    for i in range(90):
+        result = spoiled(rng, (verified, bounded, bracketed)[i % 3])
+        try:
+            reading.check(result)
+        except ValueError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+        else:
+            report.page(result)
+            outcomes["shown"] += 1
+    assert min(outcomes.values()) > 10, outcomes
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+class TestInABrowser:
+    def shown(self, source, tmp_path):
+        (tmp_path / "page.html").write_text(source)
+        where = [f"--user-data-dir={tmp_path}/profile", (tmp_path / "page.html").as_uri()]
+        line = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", *where]
+        return subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    def test_the_policy_lets_our_script_run_and_no_other(self, verified, tmp_path):
+        foreign = "<script>document.title = 'run'</script></body>"
+        found = self.shown(report.page(verified).replace("</body>", foreign), tmp_path)
+        assert found.count("<button>") > 10 and "<title>t</title>" in found
+
+    def test_tables_sort_by_value_with_nothing_last(self, tmp_path):
+        values = [(10.0, "a10"), (None, "a–"), (9.0, "a9"), (-1.0, "a-1")]
+        table = document.table(["x"], [[document.Cell(name, value)] for value, name in values])
+        for clicks, wanted in ((1, ["a-1", "a9", "a10", "a–"]), (2, ["a10", "a9", "a-1", "a–"])):
+            click = "document.querySelector('th button').click();" * clicks
+            source = f"<meta charset=utf-8>{table}<script>{document.SCRIPT}{click}</script>"
+            found = self.shown(f"<!doctype html>{source}", tmp_path)
+            assert re.findall("<td[^>]*>(a[^<]*)</td>", found) == wanted
+
+
+def test_progress_says_where_the_trials_stand():
+    """Its limits and its allowance are those of the verdict's own tests."""
+    text = PLAN.replace("[0.5, 20.0]", "[20.0]")
+    source = plans.reading.tomllib.loads(text) | {"trials": 1000, "delta": 0.05}
+    plan, told = plans.parse(source), []
+    verify(plan, told.append)
+    notes = [p.note for p in told if p.note]
+    assert notes
+    for note in notes:
+        found = re.fullmatch(
+            r"(\d+) trials, \S+/s; P\(gap <= \S+\) in (\S+) to (\S+); (holds if at most (\d+) of "
+            r"1000 are not close, (\d+) so far|too many are not close to show that it holds)",
+            note,
+        )
+        assert found and 0 <= float(found[2]) <= float(found[3]) <= 1
+        if found[5]:
+            # The most failures of 1000 whose exact p-value is at most the level of one of 2 claims.
+            p_value = lambda k: stats.binom.cdf(k, 1000, 0.05)
+            level = (1 - plan.confidence) / 2
+            assert p_value(int(found[5])) <= level < p_value(int(found[5]) + 1)
+    assert any("holds if" in note for note in notes)
