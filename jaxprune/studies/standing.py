@@ -39,7 +39,8 @@ class Standing:
         rate = counts.trials / max(time.perf_counter() - self.start, 1e-9)
         return (
             f"{counts.trials} trials, {rate:.3g}/s; P(gap <= {eps:.3g}) in {now.p_low:.3f} to "
-            f"{now.p_high:.3f}; {self._needed(counts)}"
+            f"{now.p_high:.3f} ({100 * self.plan.confidence_of_run:g} % each); "
+            f"{self._needed(counts)}"
         )
 
     def _needed(self, counts: Counts) -> str:
