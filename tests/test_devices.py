@@ -390,6 +390,9 @@ def test_a_bad_device_s_blocks_are_found_dropped_and_made_anew(store):
     with pytest.raises(BrokenInvariant, match=r"elsewhere cpu:7 came out other.*its 30 blocks"):
         sampling.audit(plan, store, 0.01)
     assert "elsewhere cpu:7" in store.failed_audit and not store.audited
+    with Store.create(None, store.about) as few:
+        few.note_audit(0, "a failure")
+        assert sampling.audit(plan, few, 0.0) == 0 and few.failed_audit == "a failure"
     assert set(range(TRIALS // BLOCK)) - set(store.blocks(0)) == set(bad.tolist())
     sampling.sample(plan, store)
     assert tallies_hash(plan, store) == before

@@ -121,7 +121,7 @@ def run_kept(
                 with common.progress_bar() as advance:
                     sampling.sample(plan, store, advance, part=part, seconds=seconds)
                     if share is not None:
-                        sampling.audit(plan, store, share)
+                        sampling.audit(plan, store, share, part)
             complete = sampling.is_complete(plan, store, part)
             result = judged(plan, store, made) if part.of == 1 else None
         if result is None:

@@ -290,11 +290,11 @@ class Store:
 
     # --- audits
 
-    def note_audit(self, blocks: int, failure: str = "") -> None:
-        """Keeps that blocks were run once more; one without failure answers those before it."""
+    def note_audit(self, blocks: int, failure: str = "", *, answers: bool = False) -> None:
+        """Keeps that blocks were run once more, and whether that answers failures before it."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         with self._writing():
-            if not failure:
+            if answers:
                 self._db.execute("UPDATE audits SET answered=1")
             self._db.execute(_NOTE_AUDIT, (uuid.uuid4().hex, now, blocks, failure, not failure))
 

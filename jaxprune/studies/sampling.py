@@ -282,13 +282,14 @@ def device_name(device: jax.Device) -> str:
     return f"{platform.node()} {device.platform}:{device.id}"
 
 
-def audit(plan: Plan, store: Store, share: float) -> int:
+def audit(plan: Plan, store: Store, share: float, part: Part = WHOLE) -> int:
     """Runs some blocks once more, on another device if there is one, and compares every bit.
 
     Args:
       plan: the store's.
       store: a run's.
       share: of all blocks, drawn from the plan's seed; at least `LEAST_AUDIT` blocks.
+      part: of the plan that the store has.
 
     Returns:
       How many blocks were run again.
@@ -320,7 +321,9 @@ def audit(plan: Plan, store: Store, share: float) -> int:
                 for done, tally in again:
                     if pack(tally) != pack(store.get(number, done.block)):
                         _fail_audit(store, number, done, maker)
-    store.note_audit(count)
+    # Of a few blocks of many it says nothing.
+    answers = count >= LEAST_AUDIT or is_complete(plan, store, part)
+    store.note_audit(count, answers=answers)
     return count
 
 
