@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -108,14 +106,3 @@ def test_vmap_over_trials_stands_in_the_engine_alone():
         "models/model.py",
         "studies/trained.py",
     }
-
-
-def test_importing_the_package_stays_light():
-    """No plotting, no data set and no terminal library before they are needed."""
-    code = (
-        "import sys, jaxprune; heavy = [m for m in ('sklearn', 'matplotlib', 'rich', 'scipy.stats',"
-        " 'optax', 'pandas', 'flax', 'equinox', 'safetensors') if m in sys.modules];"
-        " print(heavy); sys.exit(bool(heavy))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr

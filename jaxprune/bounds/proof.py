@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from jaxprune.bounds.norm_family import NormBound
 
@@ -69,6 +69,8 @@ def best_shares(eps: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarr
     Returns:
       `(count,)` positive shares that add up to 1.
     """
+    from scipy import optimize  # here, so that importing the package stays light
+
     equal = np.full(count, 1.0 / count)
     if count == 1:
         return equal

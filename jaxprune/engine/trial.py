@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -141,6 +140,8 @@ def draw_masked(
     design: Design, numbers: Numbers, trial: TrialId
 ) -> tuple[Key, Params, tuple[jax.Array | None, ...]]:
     """Samples one trial's target and its masks; the first is the key of the trial's inputs."""
+    import chex  # here, so that importing the package stays light
+
     layers = len(design.network.layers)
     drawn = keys.trial_keys(numbers.root, keys.TRIAL_PURPOSES, layers, trial)
     params = target(design, numbers, trial, drawn[keys.WEIGHTS])

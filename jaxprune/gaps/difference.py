@@ -11,7 +11,6 @@ are themselves rounded.
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -45,6 +44,8 @@ def evaluate(
     Returns:
       Two arrays `(*out_shape, n)`, or `out_shape`.
     """
+    import chex  # here, so that importing the package stays light
+
     batch = x.shape[len(network.in_shape) :]
     chex.assert_shape(x, (*network.in_shape, *batch))
     h, e = x, None  # e of None: no difference so far, whatever x

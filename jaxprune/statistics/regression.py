@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from jaxprune import validation
 
@@ -140,6 +140,8 @@ def _with_constant(u, v, errors, slope, confidence) -> WithConstant:
     The best from many starts: the sum of squares has more than one minimum. Lengths are in units
     of the middle of the data, so the answer does not depend on the units of x and y.
     """
+    from scipy import optimize  # here, so that importing the package stays light
+
     u0, v0 = u.mean(), v.mean()
     u, v = u - u0, v - v0
 
