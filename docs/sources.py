@@ -1,0 +1,70 @@
+"""A hook of MkDocs: READMEs and notebooks are pages of the site, and have no copy in it."""
+
+import json
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "jaxprune/models/README.md": "models.md",
+    "jaxprune/studies/README.md": "studies.md",
+    "jaxprune/gaps/README.md": "gaps.md",
+    "jaxprune/bounds/README.md": "bounds.md",
+    "notebooks/first_run.ipynb": "first_run.md",
+    "notebooks/theory.ipynb": "theory.md",
+}
+
+
+def on_files(files, config):
+    """Adds the pages."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=content(source)))
+    return files
+
+
+def content(source: str) -> str:
+    """A page's Markdown, its links turned to those of the site."""
+    text = (ROOT / source).read_text("utf-8")
+    if source.endswith(".ipynb"):
+        text = from_notebook(text)
+    return with_links(text, posixpath.dirname(source))
+
+
+def with_links(text: str, folder: str) -> str:
+    """Relative links, as they are in `folder` of the repository, lead to pages."""
+
+    def turned(match):
+        label, target, anchor = match.groups()
+        path = posixpath.normpath(posixpath.join(folder, target))
+        if path not in PAGES:
+            raise ValueError(f"{folder or '.'}: a link to {path}, which is no page of the site")
+        return f"[{label}]({PAGES[path]}{anchor or ''})"
+
+    return re.sub(r"\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)", turned, text)
+
+
+def from_notebook(text: str) -> str:
+    """Markdown of a notebook: its text, its code, what it printed, its pictures."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else fence(source, "python"))
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                png = "".join(data["image/png"]).replace("\n", "")
+                parts.append(f'<img alt="The plot" src="data:image/png;base64,{png}">')
+            elif printed := output.get("text") or data.get("text/plain"):
+                parts.append(fence("".join(printed)))
+    return "\n\n".join(parts)
+
+
+def fence(text: str, language: str = "") -> str:
+    """A block of code."""
+    return f"```{language}\n{text.rstrip()}\n```"
