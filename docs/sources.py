@@ -5,8 +5,6 @@ import posixpath
 import re
 from pathlib import Path
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).parent.parent
 PAGES = {
     "README.md": "index.md",
@@ -23,6 +21,8 @@ PAGES = {
 
 def on_files(files, config):
     """Adds the pages."""
+    from mkdocs.structure.files import File  # here, so that tests do without MkDocs
+
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=content(source)))
     return files
@@ -33,7 +33,21 @@ def content(source: str) -> str:
     text = (ROOT / source).read_text("utf-8")
     if source.endswith(".ipynb"):
         text = from_notebook(text)
-    return with_links(text, posixpath.dirname(source))
+    return with_lists(with_links(text, posixpath.dirname(source)))
+
+
+def with_lists(text: str) -> str:
+    """What belongs to an item of a list is indented by four, as Python-Markdown wants it."""
+    lines, deeper = [], 0
+    for line in text.split("\n"):
+        if item := re.match(r"(\d+\.|-) ", line):
+            deeper = 4 - len(item[0])
+        elif line and not line.startswith("  "):
+            deeper = 0
+        elif line:
+            line = " " * deeper + line
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def with_links(text: str, folder: str) -> str:

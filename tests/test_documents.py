@@ -1,5 +1,7 @@
 """The README's code and the notebooks run as printed."""
 
+import importlib.util
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -32,6 +35,73 @@ def test_the_models_readme_prints_what_it_says(capsys):
     for code, expected in zip((five, ball), said, strict=True):
         exec(compile(code, path, "exec"), names)
         assert capsys.readouterr().out == expected
+
+
+def test_the_site_s_own_pages_are_found():
+    assert {page.stem for page in PAGES} >= {"concepts", "statistics", "performance", "faq"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_site_s_python_prints_what_it_says(page, capsys):
+    """Each block of Python, in order, in one session; an output follows the code that prints it."""
+    text, names = page.read_text("utf-8"), {}
+    for code, said in re.findall(
+        r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?", text, re.M | re.S
+    ):
+        exec(compile(code, str(page), "exec"), names)
+        assert capsys.readouterr().out == said
+        assert max(map(len, code.splitlines())) <= 100
+
+
+def sources():
+    """The hook that makes pages of READMEs and notebooks."""
+    spec = importlib.util.spec_from_file_location("sources", ROOT / "docs" / "sources.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_of_readmes_lead_to_pages_of_the_site():
+    pages = sources()
+    text = "[a](../gaps/README.md#x), [b](https://y.z), [c](#d), [e](../../notebooks/theory.ipynb)"
+    turned = "[a](gaps.md#x), [b](https://y.z), [c](#d), [e](theory.md)"
+    assert pages.with_links(text, "jaxprune/models") == turned
+    with pytest.raises(ValueError, match=r"setup\.cfg"):
+        pages.with_links("[a](setup.cfg)", "")
+
+
+def test_every_readme_and_notebook_is_a_page():
+    readmes = {"README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("jaxprune/*/README.md"))}
+    notebooks = {str(path.relative_to(ROOT)) for path in NOTEBOOKS}
+    pages = sources()
+    assert readmes | notebooks <= set(pages.PAGES)
+    for source in pages.PAGES:
+        assert "README.md)" not in pages.content(source)
+
+
+def test_items_of_lists_keep_what_belongs_to_them():
+    text = "1. a\n   b\n\n       code\n\n   c\n2. d\n\nend\n\n    code\n- e\n  f\n"
+    wanted = "1. a\n    b\n\n        code\n\n    c\n2. d\n\nend\n\n    code\n- e\n    f\n"
+    assert sources().with_lists(text) == wanted
+
+
+def test_notebooks_keep_text_code_and_output():
+    png = {"image/png": "QUJD\n", "text/plain": ["<Figure>"]}
+    cells = [
+        {"cell_type": "markdown", "source": ["# A\n", "b"]},
+        {
+            "cell_type": "code",
+            "source": ["print(1)"],
+            "outputs": [{"text": ["1\n"]}, {"data": png}, {"data": {"text/plain": ["2"]}}],
+        },
+    ]
+    assert sources().from_notebook(json.dumps({"cells": cells})).split("\n\n") == [
+        "# A\nb",
+        "```python\nprint(1)\n```",
+        "```\n1\n```",
+        '<img alt="The plot" src="data:image/png;base64,QUJD">',
+        "```\n2\n```",
+    ]
 
 
 def test_the_readme_s_plan_is_one():
