@@ -6,6 +6,7 @@ from jaxprune import __version__
 from jaxprune.cli import (
     bound,
     common,
+    completion,
     frontier,
     merge,
     rare,
@@ -17,7 +18,7 @@ from jaxprune.cli import (
 )
 from jaxprune.cli.stopping import Stopped, stopped_by_signals
 
-COMMANDS = (verify, resume, merge, replay, report, bound, frontier, threshold, rare)
+COMMANDS = (verify, resume, merge, replay, report, bound, frontier, threshold, rare, completion)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,8 +27,11 @@ def parser() -> argparse.ArgumentParser:
         prog="jaxprune",
         description="How far is a pruned network from the network it was pruned from, and with "
         "what probability?",
+        epilog="jaxprune COMMAND --help lists the options of a command, with their defaults.",
     )
-    top.add_argument("--version", action="version", version=f"jaxprune {__version__}")
+    top.add_argument(
+        "--version", action="version", version=f"jaxprune {__version__}", help="print the version"
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands).set_defaults(run=command.run)

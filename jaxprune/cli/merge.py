@@ -17,7 +17,11 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "a new run and judges it as far as no block is missing.",
     )
     command.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="a folder, all its parts; or files"
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="a folder with parts of a run, or their files",
     )
     common.add_outputs(command, "merge")
     return command

@@ -14,8 +14,14 @@ def add_network(command: argparse.ArgumentParser, widths: tuple[int, ...]) -> No
     words = " ".join(map(str, widths))
     command.set_defaults(default_widths=widths)
     add = command.add_argument
-    add("--widths", type=int, nargs="+", metavar="D", help=f"input to output ({words})")
-    add("--channels", type=int, nargs="+", metavar="C", help="a convolutional network instead")
+    add("--widths", type=int, nargs="+", metavar="D", help=f"features, input to output ({words})")
+    add(
+        "--channels",
+        type=int,
+        nargs="+",
+        metavar="C",
+        help="convolutional instead: channels, input to output",
+    )
     add("--size", type=int, metavar="N", help="convolutional: side of the input image")
     add("--kernel", type=int, metavar="K", help="convolutional: side of the kernels (3)")
     add("--strides", type=int, nargs="+", metavar="S", help="convolutional: one a layer (1)")
@@ -80,8 +86,8 @@ def add_amount(command: argparse.ArgumentParser) -> None:
     """How much of a layer is removed, in one of three units."""
     add = command.add_argument
     add("--alpha", type=float, help="remove floor(D^(1 - alpha)) of a layer's D weights (0.25)")
-    add("--sparsity", type=float, metavar="Q", help="or this fraction")
-    add("--count", type=int, metavar="N", help="or this many")
+    add("--sparsity", type=float, metavar="Q", help="or remove this fraction of them")
+    add("--count", type=int, metavar="N", help="or remove this many")
 
 
 def read_amount(args: argparse.Namespace) -> pruning.Amount:

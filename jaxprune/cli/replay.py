@@ -20,14 +20,25 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """Adds the command's grammar."""
     command = commands.add_parser(
         "replay",
-        help="rebuild one trial of a run: its pair, its bounds",
+        help="rebuild one trial of a run, its pair and its bounds",
         description="Rebuilds one pair of target and pruned network, brackets its gap in the block "
         "in which it was sampled, and compares the block with what is kept.",
     )
     add = command.add_argument
     add("run_path", type=Path, metavar="RUN", help="its folder, or the file of a part")
-    add("--trial", type=int, required=True, metavar="ID", help="as worst_trials in result.json")
-    add("--case", type=int, metavar="N", help="as case in result.json, if there are several")
+    add(
+        "--trial",
+        type=int,
+        required=True,
+        metavar="ID",
+        help="of the trial, as in worst_trials of result.json",
+    )
+    add(
+        "--case",
+        type=int,
+        metavar="N",
+        help="its case, as in result.json; needed if there are several",
+    )
     add("--save", type=Path, metavar="FILE", help="weights and masks as safetensors")
     add("--json", type=Path, metavar="FILE", help="a copy of what is printed")
     running.add_memory(command)

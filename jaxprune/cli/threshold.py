@@ -14,7 +14,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """Adds the command's grammar."""
     command = commands.add_parser(
         "threshold",
-        help="bracket the least width with P(gap <= eps) >= 1 - delta, and its exponents",
+        help="bracket the least width at which a claim holds, and its exponents",
         description="Brackets the least width with P(gap <= eps) >= 1 - delta by simulation, and "
         "fits its exponents in 1/eps and 1/delta, beside the paper's and the theorem's. Prints "
         f"tables; writes a folder with result.json and {NAME}.",
@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         type=float,
         nargs="+",
         default=DELTAS,
-        help=f"at the middle eps ({' '.join(f'{d:g}' for d in DELTAS)})",
+        help=f"the deltas at the middle eps ({' '.join(f'{d:g}' for d in DELTAS)})",
     )
     add_setting(command, widths=f"13 from {WIDTHS[0]} to {WIDTHS[-1]}", trials=600)
     common.add_outputs(command, "threshold")

@@ -17,7 +17,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """Adds the command's grammar."""
     command = commands.add_parser(
         "verify",
-        help="sample the pairs of a plan and judge its claims P(gap <= eps) >= 1 - delta",
+        help="sample the pairs of a plan and judge its claims",
         description="Samples pairs of target and pruned network, brackets each pair's gap,\nand "
         "judges every claim P(gap <= eps) >= 1 - delta of the plan. Prints a table; writes\n"
         "a folder with result.json and report.html.",
