@@ -120,6 +120,15 @@ def test_every_key_of_a_cell_is_described():
         assert f"`{key}`" in text or f"`…_{short}`" in text, key
 
 
+def test_one_version_is_told_everywhere():
+    import jaxprune
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (cited,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert project["version"] == cited == jaxprune.__version__
+    assert f"be {cited}, the first" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_ci_runs_exactly_the_readme_s_test_command():
     readme, ci = ((ROOT / name).read_text() for name in ("README.md", ".ci/run"))
     command = "pip install -e '.[test]' && pytest"
