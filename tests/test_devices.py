@@ -6,6 +6,7 @@ Devices are those into which `--xla_force_host_platform_device_count` splits a C
 import collections
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -391,7 +392,7 @@ def test_a_bad_device_s_blocks_are_found_dropped_and_made_anew(store):
         sampling.audit(plan, store, 0.01)
     assert "elsewhere cpu:7" in store.failed_audit and not store.audited
     with Store.create(None, store.about) as few:
-        few.note_audit(0, "a failure")
+        few.void("here", "a failure")
         assert sampling.audit(plan, few, 0.0) == 0 and few.failed_audit == "a failure"
     assert set(range(TRIALS // BLOCK)) - set(store.blocks(0)) == set(bad.tolist())
     sampling.sample(plan, store)
@@ -403,19 +404,52 @@ def test_a_bad_device_s_blocks_are_found_dropped_and_made_anew(store):
     assert store.failed_audit is None and ESTIMATED not in verdicts()
 
 
+def test_a_block_whose_bracket_breaks_when_it_is_run_again_fails_the_audit(store, monkeypatch):
+    plan, _ = sampling.reopened(store)
+
+    def broken(*_):
+        raise BrokenInvariant("trial 0: lower 2 > upper 1")
+
+    monkeypatch.setattr(sampling.Tally, "of", broken)
+    with pytest.raises(BrokenInvariant, match="came out otherwise"):
+        sampling.audit(plan, store, 0.0)
+    assert store.failed_audit and not store.blocks(0)
+
+
+def test_an_audit_is_answered_unasked_and_until_then_no_file_has_a_verdict(
+    folder, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    with Store.open(run / "run.db", write=True) as store:
+        spoil(store, range(0, 300, 3))
+    verdicts = lambda: {
+        cell["verdict"] for cell in json.loads((run / "result.json").read_text())["cells"]
+    }
+    assert cli.main(["resume", str(run), "--audit", "0"]) == 4 and verdicts() == {ESTIMATED}
+    assert "came out otherwise" in capsys.readouterr().err
+    assert cli.main(["resume", str(run), "--seconds", "1e-9"]) == 0 and verdicts() == {ESTIMATED}
+    assert cli.main(["resume", str(run)]) == 0 and ESTIMATED not in verdicts()
+    result = json.loads((run / "result.json").read_text())
+    assert result["blocks"]["complete"] and result["blocks"]["audited"] >= sampling.LEAST_AUDIT
+    with Store.open(run / "run.db") as store, Store.create(None, store.about) as merged:
+        merged.take(store)
+        assert merged.audited == store.audited and merged.errors(0) == store.errors(0)
+
+
 def test_one_bad_block_in_ten_is_found_in_ninety_five_audits_of_a_hundred(store, monkeypatch):
     """200 audits of 30 of 300 blocks: each finds with probability above .958; false alarm 1e-6."""
     plan, _ = sampling.reopened(store)
     clean = {block: tally for block, tally, _, _ in store.rows(0)}
     bad = set()
 
-    def again(run, empty, blocks, devices=None):
+    def again(run, blocks, devices=None):
         for block in blocks:
-            done = engine.Done(block, run.ids(block), None, jax.local_devices()[0])
-            yield engine.Tallied(done, clean[block] if block not in bad else empty)
+            yield engine.Done(block, run.ids(block), None, jax.local_devices()[0])
 
-    monkeypatch.setattr(engine, "tally_blocks", again)
-    monkeypatch.setattr(store, "void", lambda device: 0)
+    monkeypatch.setattr(engine, "run_blocks", again)
+    monkeypatch.setattr(sampling, "is_as_kept", lambda *given: given[2].block not in bad)
+    monkeypatch.setattr(store, "void", lambda device, failure: 0)
     rng, missed = np.random.default_rng(3), 0
     for _ in range(200):
         bad = set(rng.choice(len(clean), len(clean) // 10, replace=False).tolist())

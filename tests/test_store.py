@@ -3,6 +3,7 @@
 Trials are made of random numbers here: nothing is sampled.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,6 +14,7 @@ import shutil
 import signal
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +26,7 @@ from jaxprune.engine import Store, Tally
 from jaxprune.engine.packing import pack, unpack
 from jaxprune.engine.store import state_hash
 from jaxprune.engine.trial import Trial
-from jaxprune.statistics import HOLDS, UNDECIDED, sequence_limits
+from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, sequence_limits
 from jaxprune.statistics.binomial import limits
 from jaxprune.studies import cases, kept, runs, sampling
 from jaxprune.studies import plan as plans
@@ -115,6 +117,26 @@ def until_done(write, path, blocks, kills, rng):
             os.kill(process.pid, signal.SIGKILL)
         process.join()
     return process.exitcode
+
+
+def open_and_close(path):
+    while True:
+        Store.open(path, write=True).close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:Warning")
+def test_a_process_killed_while_it_opens_or_closes_costs_nothing(tmp_path):
+    rng, path = random.Random(0), tmp_path / "run.db"
+    filled(path, 12).close()
+    fork = multiprocessing.get_context("fork")
+    for life in range(40):
+        process = fork.Process(target=open_and_close, args=(path,))
+        process.start()
+        time.sleep(rng.uniform(0.01, 0.05))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        with Store.open(path, write=life % 2 == 1) as store:
+            assert store.blocks(0) == list(range(12)) and not store.damaged
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:Warning")
@@ -249,6 +271,15 @@ def test_no_flipped_bit_changes_a_count(tmp_path):
         assert len(rows) == blocks or dropped
         outcomes["dropped" if dropped else "harmless"] += 1
     assert min(outcomes.values()) > 0, outcomes
+
+
+def test_a_text_that_is_none_costs_its_block_alone(tmp_path):
+    path = tmp_path / "run.db"
+    filled(path, 12).close()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE blocks SET tally = CAST(x'7bff7d' AS TEXT) WHERE block = 7")
+    with Store.open(path) as store:
+        assert store.damaged == [(0, 7)] and len(store.blocks(0)) == 11
 
 
 # --- counted once
@@ -525,7 +556,7 @@ def test_blocks_of_a_whole_run_beside_its_parts_are_kept(tmp_path):
     with kept.merge([killed], tmp_path / "elsewhere").store as store:
         assert store.blocks(0) == list(range(40))
     with Store.open(whole, write=True) as store:
-        store.void("here")
+        store._drop([(0, 5)])
         store.add(0, 5, dataclasses.replace(tally(5, 40, empty), close=(0, 0)), "here", 0.5)
     with pytest.raises(BrokenInvariant, match="case 0, block 5"):
         kept.merge([folder], folder)
@@ -542,6 +573,50 @@ def test_a_part_at_work_is_merged_as_it_was_when_it_was_opened(tmp_path):
         with Store.create(None, reading.about) as merged:
             merged.take(reading)
             assert merged.blocks(0) == [0] and list(merged.cases) == [0]
+
+
+def test_parts_in_other_blocks_are_refused_whichever_begun_first(tmp_path):
+    plan = a_plan(experiment=[a_plan().source["experiment"][0]] * 2)
+    for number, block in ((1, None), (2, BLOCK), (3, 4)):
+        part = sampling.Part(number, 3)
+        with Store.create(kept.store_path(tmp_path, part), sampling.about(plan, part)) as store:
+            if block:
+                empty = cases.empty_tally(plan.cases[1])
+                store.begin(1, shape(40)._replace(block=block, chunk=block), empty)
+    with pytest.raises(ValueError, match=r"case 1.*block = 4"):
+        kept.merge([tmp_path], tmp_path / "out")
+    with Store.create(None, {}) as a, Store.create(None, {}) as b:
+        a.begin(0, shape(40), EMPTY)
+        b.begin(0, shape(40)._replace(block=4, chunk=4), EMPTY)
+        with pytest.raises(ValueError, match="case 0 in other blocks"):
+            a.take(b)
+
+
+def test_what_was_dropped_as_a_bad_device_s_does_not_come_back(tmp_path):
+    plan, part = a_plan(), sampling.Part(1, 2)
+    sampled(kept.store_path(tmp_path, part), plan, range(0, 40, 2), part=part).close()
+    with kept.merge([tmp_path], tmp_path).store as store:
+        assert store.void("here", "bad") == 20
+    with kept.merge([tmp_path], tmp_path).store as store:
+        assert store.blocks(0) == [] and store.failed_audit == "bad"
+        assert {c["verdict"] for c in judged_here(plan, store)["cells"]} == {ESTIMATED}
+        store.add(0, 0, tally(0, 40, store.empty(0)), "there", 0.5)
+    with kept.merge([tmp_path], tmp_path / "copy").store as store:
+        assert store.blocks(0) == [0] and store.failed_audit == "bad"
+    # A part that has dropped its own blocks takes them from the whole run as well.
+    with Store.open(kept.store_path(tmp_path, part), write=True) as store:
+        store.void("here", "worse")
+        store.add(0, 2, tally(2, 40, store.empty(0)), "there", 0.25)
+    with kept.merge([tmp_path], tmp_path).store as store:
+        assert store.blocks(0) == [0, 2]
+
+
+def test_a_part_that_says_nothing_yet_is_not_missed(tmp_path):
+    plan, part = a_plan(), sampling.Part(1, 2)
+    sampled(kept.store_path(tmp_path, part), plan, [0], part=part).close()
+    kept.store_path(tmp_path, sampling.Part(2, 2)).touch()
+    with kept.merge([tmp_path], tmp_path / "out").store as store:
+        assert store.blocks(0) == [0]
 
 
 # --- begun, and gone on with
@@ -598,6 +673,31 @@ def test_an_exploratory_run_stays_one_wherever_it_is_taken(tmp_path, monkeypatch
         merged = kept.merge(sources, tmp_path / "far" / f"merged-{sources[0].name}")
         merged.store.close()
         assert merged.made.exploratory
+
+
+def test_an_exploratory_run_stays_one_in_a_whole_run_that_was_there(tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+    kept.begin(a_plan(seed=5), tmp_path / "x" / "first").store.close()
+    kept.begin(a_plan(), tmp_path / "x" / "run", sampling.Part(1, 2)).store.close()
+    whole = kept.begin(a_plan(), tmp_path / "y" / "run")
+    whole.store.close()
+    assert not whole.made.exploratory
+    merged = kept.merge([tmp_path / "x" / "run"], tmp_path / "y" / "run")
+    merged.store.close()
+    again = kept.reopen(tmp_path / "y" / "run")
+    again.store.close()
+    assert merged.made.exploratory and again.made.exploratory
+
+
+def test_of_seeds_begun_at_once_as_many_are_confirmatory_as_were_planned(tmp_path):
+    def begin(seed):
+        begun = kept.begin(a_plan(seed=seed), tmp_path / f"run{seed}")
+        begun.store.close()
+        return begun.made.exploratory
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(begin, range(8))) == [False] + [True] * 7
 
 
 def test_the_first_part_knows_nothing_of_the_blocks_between_its_own():

@@ -105,6 +105,9 @@ def run_kept(
         if sample and args.audit is not None:
             validation.real("audit", args.audit, 0.0, 1.0, open=False)
         store, plan, part, made = opened()
+        if part.of > 1 and args.json and args.distributed is None:
+            store.close()
+            raise ValueError(f"json = {str(args.json)!r}: a part has no result, merge has")
     except ValueError as error:
         return common.fail(error, common.BAD_INPUT)
     except BrokenInvariant as error:
@@ -112,6 +115,7 @@ def run_kept(
     except (OSError, sqlite3.Error) as error:
         return common.fail(common.reason(error, folder), common.ENVIRONMENT)
     goes_on = f"jaxprune resume {store.path if part.of > 1 else folder} goes on"
+    broken = None
     try:
         with store:
             _tell_damaged(store)
@@ -120,15 +124,21 @@ def run_kept(
                 share = 0.0 if args.audit is None and store.failed_audit else args.audit
                 with common.progress_bar() as advance:
                     sampling.sample(plan, store, advance, part=part, seconds=seconds)
-                    if share is not None:
+                if share is not None:
+                    try:
                         sampling.audit(plan, store, share, part)
+                    except BrokenInvariant as error:
+                        broken = error  # the files are written anew, without verdicts
             complete = sampling.is_complete(plan, store, part)
             result = judged(plan, store, made) if part.of == 1 else None
+        if result:
+            report.write_folder(result, folder)
+            if args.json:
+                report.write_json(result, args.json)
+        if broken:
+            raise broken
         if result is None:
             return _end_of_part(args, folder, store.path, part, complete)
-        report.write_folder(result, folder)
-        if args.json:
-            report.write_json(result, args.json)
     except ValueError as error:
         return common.fail(error, common.BAD_INPUT)
     except BrokenInvariant as error:

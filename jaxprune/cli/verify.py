@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("resume: needs --out, the folder of the run")
         if args.part is not None and args.distributed is not None:
             raise ValueError(f"part = {args.part!r}: does not go with distributed, which says it")
-        if args.part is not None and args.json:
+        if _part(args.part).of > 1 and args.json:
             raise ValueError(f"json = {str(args.json)!r}: a part has no result, merge has")
         with running.processes(args) as process:
             part = process or _part(args.part)

@@ -36,6 +36,7 @@ CREATE TABLE errors (case_id INTEGER NOT NULL, device TEXT NOT NULL, error REAL 
  PRIMARY KEY (case_id, device)) STRICT, WITHOUT ROWID;
 CREATE TABLE audits (id TEXT PRIMARY KEY, time TEXT NOT NULL, blocks INTEGER NOT NULL,
  failure TEXT NOT NULL, answered INTEGER NOT NULL) STRICT;
+CREATE TABLE voided (sha256 TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE verdicts (id INTEGER PRIMARY KEY, time TEXT NOT NULL, text TEXT NOT NULL) STRICT;
 """
 
@@ -81,11 +82,12 @@ class Store:
             lock.release()
             raise ValueError(f"run = {str(path)!r}: exists; a new path is needed")
         store = cls(_connect(path), path, lock)
+        # First, and in the file itself: `open` reads it there.
+        store._db.execute(f"PRAGMA application_id = {_APPLICATION}")
         store._keep_log()
         with store._writing():
             for statement in _statements():
                 store._db.execute(statement)
-            store._db.execute(f"PRAGMA application_id = {_APPLICATION}")
             store._db.execute(f"PRAGMA user_version = {FORMAT}")
             store._insert("about", 0, about)
         store.about = read_json(canonical(about))
@@ -96,7 +98,7 @@ class Store:
         """Whether there is a file, other than of a process killed before it wrote anything."""
         if not path.exists():
             return False
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "ro")) as db:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "rw")) as db:
             return db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,)
         return True
 
@@ -114,12 +116,14 @@ class Store:
         """
         if not path.is_file():
             raise ValueError(f"run = {str(path)!r}: no such file")
-        with _refused(path), contextlib.closing(_connect(path, "ro")) as db:
-            _check_ours(db)  # before anything of another's file is changed
+        with _refused(path):
+            _check_ours(path)  # before anything of another's file is changed
         lock = _locked(path) if write else None
         store = None
         try:
             with _refused(path):
+                if not write:
+                    _recover(path)
                 store = cls(_connect(path, "rw" if write else "ro"), path, lock)
                 if not write:
                     # One state of the file, whatever another process adds meanwhile.
@@ -213,18 +217,36 @@ class Store:
         where = "SELECT tally FROM blocks WHERE case_id=? AND block=?"
         return self._db.execute(where, (case, block)).fetchone()[0]
 
+    def amend(self, **changed: Any) -> None:
+        """Says something else of the run."""
+        about = {**self.about, **changed}
+        with self._writing():
+            self._db.execute("DELETE FROM about")
+            self._insert("about", 0, about)
+        self.about = read_json(canonical(about))
+
     def take(self, other: "Store") -> None:
-        """Copies all cases and blocks of another store of the same run.
+        """Copies all cases and blocks of another store of the same run; what either has dropped
+        as a bad device's does not come back from the other.
 
         Raises:
+          ValueError: a case was begun in other blocks.
           BrokenInvariant: a block is there, with other results; nothing is copied.
         """
+        for case in other.cases.keys() & self.cases.keys():
+            if other.cases[case] != self.cases[case]:
+                raise ValueError(f"run = {str(other.path)!r}: case {case} in other blocks")
         new = {case: other.cases[case] for case in other.cases.keys() - self.cases.keys()}
         with self._writing():
             for case, noted in new.items():
                 self._insert("cases", case, noted)
+            for row in other._db.execute("SELECT * FROM voided"):
+                self._db.execute("INSERT OR IGNORE INTO voided VALUES (?)", row)
+            self._db.execute("DELETE FROM blocks WHERE sha256 IN (SELECT sha256 FROM voided)")
+            voided = {sha256 for (sha256,) in self._db.execute("SELECT sha256 FROM voided")}
             for row in other._db.execute("SELECT * FROM blocks"):
-                self._insert_block(row)
+                if row[-1] not in voided:
+                    self._insert_block(row)
             for row in other._db.execute("SELECT * FROM errors"):
                 self._db.execute(_NOTE_ERROR, row)
             for row in other._db.execute("SELECT * FROM audits"):
@@ -265,9 +287,12 @@ class Store:
         query = "SELECT coalesce(sum(seconds), 0.0) FROM blocks WHERE case_id=?"
         return self._db.execute(query, (case,)).fetchone()[0]
 
-    def void(self, device: str) -> int:
-        """Drops all blocks of a device; returns how many."""
+    def void(self, device: str, failure: str) -> int:
+        """Drops all blocks of a device, for what an audit found; returns how many."""
         with self._writing():
+            self._note_audit(0, failure)
+            dropped = "INSERT OR IGNORE INTO voided SELECT sha256 FROM blocks WHERE device=?"
+            self._db.execute(dropped, (device,))
             return self._db.execute("DELETE FROM blocks WHERE device=?", (device,)).rowcount
 
     def note_error(self, case: int, device: str, error: float) -> None:
@@ -290,13 +315,21 @@ class Store:
 
     # --- audits
 
-    def note_audit(self, blocks: int, failure: str = "", *, answers: bool = False) -> None:
-        """Keeps that blocks were run once more, and whether that answers failures before it."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    def note_audit(self, blocks: int, *, answers: bool) -> None:
+        """Keeps that blocks came out the same, and whether that answers failures before it."""
         with self._writing():
             if answers:
                 self._db.execute("UPDATE audits SET answered=1")
-            self._db.execute(_NOTE_AUDIT, (uuid.uuid4().hex, now, blocks, failure, not failure))
+            self._note_audit(blocks, "")
+
+    def _note_audit(self, blocks, failure):
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._db.execute(_NOTE_AUDIT, (uuid.uuid4().hex, now, blocks, failure, not failure))
+
+    @property
+    def audits(self) -> int:
+        """How many there were."""
+        return self._db.execute("SELECT count(*) FROM audits").fetchone()[0]
 
     @property
     def audited(self) -> int:
@@ -346,7 +379,9 @@ class Store:
 
     def _read(self) -> None:
         """Everything, checked; damaged blocks are dropped."""
-        _check_ours(self._db)
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version != FORMAT:
+            raise ValueError(f"format {version}: {FORMAT} is needed")
         schema = self._db.execute("SELECT sql FROM sqlite_master WHERE sql != ''")
         if {sql for (sql,) in schema} != set(_statements()):
             raise ValueError("its tables are not a run's")
@@ -471,15 +506,24 @@ def _connect(path, mode="rwc"):
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")
+    # A damaged text is one of another checksum.
+    db.text_factory = lambda text: text.decode("utf-8", "replace")
     return db
 
 
-def _check_ours(db):
-    if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+def _check_ours(path):
+    """By the file's own header: SQLite might recover, and so change, what it opens."""
+    with path.open("rb") as file:
+        header = file.read(100)
+    if header[:15] != b"SQLite format 3" or header[68:72] != _APPLICATION.to_bytes(4, "big"):
         raise ValueError("no run of jaxprune")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != FORMAT:
-        raise ValueError(f"format {version}: {FORMAT} is needed")
+
+
+def _recover(path):
+    """Undoes what a process was at when it was killed, which who only reads cannot."""
+    if path.with_name(path.name + "-journal").exists():
+        with contextlib.closing(_connect(path, "rw")) as db:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def _all(kind, *values):
@@ -490,5 +534,5 @@ def _all(kind, *values):
 def _refused(path):
     try:
         yield
-    except (sqlite3.Error, ValueError) as error:
+    except (sqlite3.Error, OSError, ValueError) as error:
         raise ValueError(f"run = {str(path)!r}: no run, or damaged: {error}") from None

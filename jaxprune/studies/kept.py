@@ -1,11 +1,10 @@
 """Runs kept in folders: begun, gone on with, merged."""
 
 import contextlib
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxprune.engine import Store
 from jaxprune.studies import runs, sampling
@@ -46,7 +45,8 @@ def stores(run: Path) -> list[Path]:
     """
     if not run.is_dir():
         return [run]
-    found = [*_parts(run), *([whole] if (whole := store_path(run)).exists() else [])]
+    # One of a process that was killed before it wrote anything has nothing to say.
+    found = [path for path in (*_parts(run), store_path(run)) if Store.begun(path)]
     if not found:
         raise ValueError(f"run = {str(run)!r}: there is no {STORE} in this folder")
     return found
@@ -88,13 +88,21 @@ def begin(plan: Plan, folder: Path, part: Part = WHOLE, *, resume: bool = False)
             sampling.check_same(f"run = {str(path)!r}", {"plan": plan.hash, "part": part}, theirs)
         return kept
     _check_parts(folder, part)
-    log = _log_folder(path)
-    made = runs.find(plan, log)
     folder.mkdir(exist_ok=True)
-    store = Store.create(path, sampling.about(plan, part, made.seeds))
+    store = Store.create(path, sampling.about(plan, part))
     with _undone_on_error(store):
-        runs.note(plan, log)
-    return Kept(store, plan, part, made)
+        return Kept(store, plan, part, _noted(plan, store))
+
+
+def _noted(plan: Plan, store: Store, *known: Sequence[int | str]) -> Runs:
+    """Notes a run in the log beside its folder, and what the log said in the store."""
+    log = store.path.resolve().parent.parent
+    known = (*known, store.about["seeds"])
+    runs.find(plan, log, *known)
+    runs.note(plan, log)
+    made = runs.find(plan, log, *known)
+    store.amend(seeds=made.seeds)
+    return made
 
 
 def _check_parts(folder, part):
@@ -109,11 +117,6 @@ def _check_parts(folder, part):
     if others:
         told = f"part = {part.number}/{part.of}" if part.of > 1 else "part"
         raise ValueError(f"{told}: {str(folder)!r} has {others[0].name}, the run cut otherwise")
-
-
-def _log_folder(path: Path) -> Path:
-    """Where the log of runs is, beside the folder of a store."""
-    return path.resolve().parent.parent
 
 
 def reopen(run: Path) -> Kept:
@@ -133,10 +136,7 @@ def reopen(run: Path) -> Kept:
         sampling.check_identity(store)
         if path.name != (needed := store_path(Path(), part).name):
             raise ValueError(f"run = {str(path)!r}: in a folder of its own, as {needed}, is needed")
-        log = _log_folder(path)
-        made = runs.find(plan, log, store.about["seeds"])
-        runs.note(plan, log)
-        return Kept(store, plan, part, made)
+        return Kept(store, plan, part, _noted(plan, store))
 
 
 def merge(parts: Sequence[Path], out: Path) -> Kept:
@@ -163,35 +163,28 @@ def merge(parts: Sequence[Path], out: Path) -> Kept:
         sources = [stack.enter_context(Store.open(p)) for p in paths]
         every = [*sources, *([there] if there else [])]
         plan, _ = sampling.reopened(every[0])
-        for source in every[1:]:
-            _check_mergeable(every[0], source)
+        begun: dict[int, Mapping[str, Any]] = {}
+        for source in every:
+            _check_mergeable(every[0], begun, source)
         _check_disjoint(every)
-        log = _log_folder(path)
-        made = _found(plan, log, [source.about["seeds"] for source in every])
         out.mkdir(exist_ok=True)
-        store = there or Store.create(path, sampling.about(plan, WHOLE, made.seeds))
+        store = there or Store.create(path, sampling.about(plan))
         with contextlib.nullcontext() if there else _undone_on_error(store):
             for source in sources:
                 store.take(source)
                 store.damaged += source.damaged
-            runs.note(plan, log)
+            made = _noted(plan, store, *(source.about["seeds"] for source in sources))
     return Kept(store, plan, WHOLE, made)
 
 
-def _found(plan: Plan, log: Path, known: Sequence[Sequence[int | str]]) -> Runs:
-    """The runs by what several stores know, the one first that knows of most before this one."""
-    label = runs.label(plan)
-    ranked = sorted(known, key=lambda seeds: -[*seeds, label].index(label))
-    return runs.find(plan, log, itertools.chain.from_iterable(ranked))
-
-
-def _check_mergeable(first: Store, other: Store) -> None:
+def _check_mergeable(first: Store, begun: dict[int, Mapping[str, Any]], other: Store) -> None:
+    """By the first, and by each case as it was begun in the first that has it."""
     name = f"run = {str(other.path)!r}"
     plan, _ = sampling.reopened(other)
     sampling.check_same(name, {"plan": first.about["plan_hash"]}, {"plan": plan.hash})
     sampling.check_same(name, first.about["identity"], other.about["identity"])
-    for case in first.cases.keys() & other.cases.keys():
-        sampling.check_same(f"{name}, case {case}", first.cases[case], other.cases[case])
+    for case, noted in other.cases.items():
+        sampling.check_same(f"{name}, case {case}", begun.setdefault(case, noted), noted)
 
 
 def _check_disjoint(sources: Sequence[Store]) -> None:

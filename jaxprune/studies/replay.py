@@ -6,13 +6,11 @@ import jax
 import numpy as np
 
 from jaxprune import engine, validation
-from jaxprune.engine import Store, Tally
-from jaxprune.engine.packing import pack
+from jaxprune.engine import Store
 from jaxprune.laws import Law
 from jaxprune.studies import cases, sampling
 from jaxprune.studies.plan import Plan
 from jaxprune.studies.result import identity, plain
-from jaxprune.types import BrokenInvariant
 
 
 class Replay(NamedTuple):
@@ -55,6 +53,7 @@ def replay(plan: Plan, store: Store, trial: int, case: int | None = None) -> Rep
     block = trial // run.block
     (done,) = engine.run_blocks(run, [block], jax.local_devices()[:1])
     empty = cases.empty_tally(asked)
+    there = number in store.cases and block in store.blocks(number)
     shown = {name: field[trial - done.ids.start].item() for name, field in
              done.trials._asdict().items()}  # fmt: skip
     params, masks = engine.draw(run, trial)
@@ -72,7 +71,7 @@ def replay(plan: Plan, store: Store, trial: int, case: int | None = None) -> Rep
         "amount": str(asked.amount),
         "eps": list(empty.eps),
         **shown,
-        "same": _is_kept(store, number, done, empty),
+        "same": sampling.is_as_kept(store, number, done, empty) if there else None,
         "differs": sampling.differing(store.about["identity"], identity()),
         "layers": [
             {"layer": name, "weights": mask.size, "removed": int(mask.size - mask.sum())}
@@ -84,13 +83,3 @@ def replay(plan: Plan, store: Store, trial: int, case: int | None = None) -> Rep
         dict(zip(names, params, strict=True)),
         dict(zip(names, masks, strict=True)),
     )
-
-
-def _is_kept(store: Store, number: int, done: engine.Done, empty: Tally) -> bool | None:
-    if number not in store.cases or done.block not in store.blocks(number):
-        return None
-    try:
-        tally = Tally.of(empty.eps, done.ids, done.trials, empty.labelled, empty.cap)
-    except BrokenInvariant:
-        return False
-    return pack(tally) == pack(store.get(number, done.block))

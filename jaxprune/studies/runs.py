@@ -9,9 +9,10 @@ exploratory, and its verdicts are `estimated`.
 """
 
 import contextlib
+import itertools
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,29 +51,37 @@ def claim_hash(source: Mapping[str, Any]) -> str:
 
 
 def begin(plan: Plan, folder: Path | None) -> Runs:
-    """`find`, then `note`."""
-    made = find(plan, folder)
+    """Notes a run and finds those before it.
+
+    Raises:
+      ValueError: a ledger that cannot be read or written; one line.
+    """
+    find(plan, folder)  # refuses a damaged log before anything is added to it
     note(plan, folder)
-    return made
+    # Of several begun at once each sees those that were noted before it.
+    return find(plan, folder)
 
 
-def find(plan: Plan, folder: Path | None, known: Iterable[int | str] = ()) -> Runs:
+def find(plan: Plan, folder: Path | None, *known: Sequence[int | str]) -> Runs:
     """The runs of a plan; run again under an earlier seed, it is that one.
 
     Args:
       plan: what is to be run.
       folder: of the ledger; None for none, e.g. of a library call.
-      known: seeds that were begun before those of the ledger, e.g. where the run was moved from.
+      known: seeds in the order in which they were begun, as other records of the run have them. Of
+        these and the ledger the one with most runs before the present one counts.
 
     Raises:
       ValueError: a ledger that cannot be read; one line.
     """
-    claim, present = claim_hash(plan.source), label(plan)
-    seeds = dict.fromkeys(known)
+    claim, present = claim_hash(plan.source), _label(plan.seed, plan.stream)
+    records = [*map(list, known)]
     if folder is not None:
         with _readable(folder / LEDGER) as path:
-            seeds |= dict.fromkeys(_seeds(path, claim))
-    return Runs(claim, plan.runs, tuple(seeds | {present: None}), present)
+            records.append(list(dict.fromkeys(_seeds(path, claim))))
+    before = lambda seeds: [*seeds, present].index(present)
+    seeds = itertools.chain.from_iterable(sorted(records, key=before, reverse=True))
+    return Runs(claim, plan.runs, tuple(dict.fromkeys([*seeds, present])), present)
 
 
 def note(plan: Plan, folder: Path | None) -> None:
@@ -102,11 +111,6 @@ def _readable(path):
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ValueError(f"log of runs {str(path)!r}: {reason}") from None
-
-
-def label(plan: Plan) -> int | str:
-    """How a plan's run is called among the others of its claims."""
-    return _label(plan.seed, plan.stream)
 
 
 def _label(seed, stream):

@@ -46,15 +46,15 @@ class Part(NamedTuple):
 WHOLE = Part(1, 1)
 
 
-def about(plan: Plan, part: Part = WHOLE, seeds: Sequence[int | str] = ()) -> dict[str, Any]:
-    """What a store says of its run; `seeds` are those of `Runs` when it was begun."""
+def about(plan: Plan, part: Part = WHOLE) -> dict[str, Any]:
+    """What a store says of its run; `seeds` will be those of `Runs`."""
     return {
         "plan": plan.source,
         "plan_hash": plan.hash,
         "identity": identity(),
         "environment": environment(plan.seed),
         "part": part,
-        "seeds": seeds,
+        "seeds": [],
     }
 
 
@@ -288,7 +288,7 @@ def audit(plan: Plan, store: Store, share: float, part: Part = WHOLE) -> int:
     Args:
       plan: the store's.
       store: a run's.
-      share: of all blocks, drawn from the plan's seed; at least `LEAST_AUDIT` blocks.
+      share: of all blocks, drawn anew in each audit; at least `LEAST_AUDIT` blocks.
       part: of the plan that the store has.
 
     Returns:
@@ -303,7 +303,8 @@ def audit(plan: Plan, store: Store, share: float, part: Part = WHOLE) -> int:
     share = validation.real("audit", share, 0.0, 1.0, open=False)
     there = [(i, block) for i in store.cases for block in store.blocks(i)]
     count = min(len(there), max(math.ceil(share * len(there)), LEAST_AUDIT))
-    drawn = np.random.default_rng((plan.seed, len(there))).choice(len(there), count, replace=False)
+    rng = np.random.default_rng((plan.seed, store.audits, len(there)))
+    drawn = rng.choice(len(there), count, replace=False)
     chosen = {there[k] for k in drawn}
     targets = cases.trained_targets(plan, {i for i, _ in chosen})
     for number in range(len(plan.cases)):
@@ -316,22 +317,28 @@ def audit(plan: Plan, store: Store, share: float, part: Part = WHOLE) -> int:
         run, empty = ready(plan, store, number, targets), store.empty(number)
         for maker, blocks in makers.items():
             others = [d for d in jax.local_devices() if device_name(d) != maker]
-            again = engine.tally_blocks(run, empty, blocks, others or None)
-            with contextlib.closing(again):
-                for done, tally in again:
-                    if pack(tally) != pack(store.get(number, done.block)):
+            with contextlib.closing(engine.run_blocks(run, blocks, others or None)) as again:
+                for done in again:
+                    if not is_as_kept(store, number, done, empty):
                         _fail_audit(store, number, done, maker)
-    # Of a few blocks of many it says nothing.
-    answers = count >= LEAST_AUDIT or is_complete(plan, store, part)
-    store.note_audit(count, answers=answers)
+    # What was dropped must be there again to be looked at.
+    store.note_audit(count, answers=is_complete(plan, store, part))
     return count
+
+
+def is_as_kept(store: Store, number: int, done: engine.Done, empty: Tally) -> bool:
+    """Whether a block that is there came out the same, to the last bit."""
+    try:
+        tally = Tally.of(empty.eps, done.ids, done.trials, empty.labelled, empty.cap)
+    except BrokenInvariant:
+        return False
+    return pack(tally) == pack(store.get(number, done.block))
 
 
 def _fail_audit(store, number, done, maker):
     auditor = device_name(done.device)
     failure = f"case {number}, block {done.block} of {maker} came out otherwise on {auditor}"
-    dropped = store.void(maker)
-    store.note_audit(0, failure)
+    dropped = store.void(maker, failure)
     raise BrokenInvariant(f"audit: {failure}; its {dropped} blocks are dropped, resume makes anew")
 
 
