@@ -16,6 +16,10 @@ PAGES = {
     "jaxprune/bounds/README.md": "bounds.md",
     "notebooks/first_run.ipynb": "first_run.md",
     "notebooks/theory.ipynb": "theory.md",
+    "notebooks/your_network.ipynb": "your_network.md",
+    "notebooks/scaling.ipynb": "scaling.md",
+    "notebooks/rare_failures.ipynb": "rare_failures.md",
+    "notebooks/reading_a_verdict.ipynb": "reading_a_verdict.md",
 }
 
 
