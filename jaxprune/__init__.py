@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which run nothing
     from jaxprune import studies as studies
     from jaxprune.activations import erf, identity, leaky_relu, relu, tanh
     from jaxprune.bounds import certify, infinite_width
-    from jaxprune.engine import Tally, layer_account, simulate
+    from jaxprune.engine import Tally, layer_account
+    from jaxprune.engine.simulate import simulate  # `engine.simulate` is a module, too
     from jaxprune.gaps import LinfBall, UnitBall
     from jaxprune.inputs import into_ball
     from jaxprune.laws import Law, normal, uniform
@@ -75,15 +76,17 @@ _ROOMS = ("models", "report", "studies", *_NAMES)
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"jaxprune.{_HOME[name]}"), name)
-    elif name in _ROOMS:
-        value = importlib.import_module(f"jaxprune.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # which would take any name for a name of ours
+
+    def __getattr__(name: str) -> object:
+        if name in _HOME:
+            value = getattr(importlib.import_module(f"jaxprune.{_HOME[name]}"), name)
+        elif name in _ROOMS:
+            value = importlib.import_module(f"jaxprune.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
