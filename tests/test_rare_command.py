@@ -1,5 +1,6 @@
 """`jaxprune rare` and the study behind it."""
 
+import csv
 import io
 import json
 
@@ -7,9 +8,10 @@ import pytest
 from rich.console import Console
 
 import jaxprune as jp
-from jaxprune import bounds
+from jaxprune import bounds, report
 from jaxprune.cli import main
 from jaxprune.report import rare as words
+from jaxprune.report import reading
 from jaxprune.statistics import ESTIMATED, Splitting
 from jaxprune.studies.rare import rare
 
@@ -101,3 +103,16 @@ def test_bad_input_is_one_line(arguments, named, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert status == 2 and error.count("\n") == 1 and named in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_result_has_a_page_and_rows(result):
+    read = json.loads(json.dumps(result))
+    reading.check(read)
+    assert read["plan"]["hash"] in report.page(read)
+    rows = csv.DictReader(io.StringIO(report.to_csv(read)))
+    assert [(row["end"], float(row["high"])) for row in rows] == [
+        (end, found["high"]) for end, found in result["ends"].items()
+    ]
+    del read["ends"]["upper"]["low"]
+    with pytest.raises(ValueError, match="low"):
+        reading.check(read)

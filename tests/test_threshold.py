@@ -1,5 +1,7 @@
 """Thresholds and exponents against power laws known beforehand, and SciPy's fits."""
 
+import csv
+import io
 import json
 import math
 
@@ -9,9 +11,10 @@ import pytest
 from scipy import optimize, special, stats
 
 import jaxprune as jp
-from jaxprune import engine, statistics
+from jaxprune import engine, report, statistics
 from jaxprune.bounds import inverse
 from jaxprune.engine import Tally, Trial
+from jaxprune.report import reading
 from jaxprune.report import threshold as words
 from jaxprune.statistics import Counts, exponent, judge_ends, level_of_one
 from jaxprune.studies.threshold import Threshold, locate, threshold
@@ -334,3 +337,14 @@ def test_plot_draws_every_closed_bracket(known_law, no_theorem):
         fixed, at = ("delta", 0.05) if variable == "eps" else ("eps", plan["eps_of_deltas"])
         closed = [tuple(t["gap"].values()) for t in found["thresholds"] if t[fixed] == at]
         assert drawn == sorted(b for b in closed if None not in b) and drawn
+
+
+def test_a_result_has_a_page_and_rows(result):
+    read = json.loads(json.dumps(result))
+    reading.check(read)
+    assert read["plan"]["hash"] in report.page(read)
+    rows = list(csv.DictReader(io.StringIO(report.to_csv(read))))
+    assert [int(row["close"]) for row in rows] == [cell["close"] for cell in result["cells"]]
+    read["cells"][0]["verdict"] = "sure"
+    with pytest.raises(ValueError, match="verdict"):
+        reading.check(read)
