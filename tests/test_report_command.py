@@ -228,7 +228,8 @@ def test_progress_says_where_the_trials_stand():
     for note in notes:
         found = re.fullmatch(
             r"(\d+) trials, \S+/s; P\(gap <= \S+\) in (\S+) to (\S+) \(99 % each\); "
-            r"(holds if at most (\d+) of 1000 are not close, (\d+) so far|too many are not close to show that it holds)",
+            r"(holds if at most (\d+) of 1000 are not close, (\d+) so far|"
+            r"too many are not close to show that it holds)",
             note,
         )
         assert found and 0 <= float(found[2]) <= float(found[3]) <= 1
