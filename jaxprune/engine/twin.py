@@ -12,6 +12,7 @@ from jaxprune.engine.keys import TrialId
 from jaxprune.engine.run import Run
 from jaxprune.engine.trial import Ball, Design, Numbers, draw_pair
 from jaxprune.gaps import lengths
+from jaxprune.gaps.lengths import largest
 from jaxprune.networks import Network
 from jaxprune.types import Params
 
@@ -34,7 +35,7 @@ def _distance(
     network: Network, ball: Ball | None, params: Params, pruned: Params, x: jax.Array
 ) -> jax.Array:
     length = ball.length if ball else lengths
-    return jnp.max(length(network(params, x) - network(pruned, x)))
+    return largest(length(network(params, x) - network(pruned, x)))
 
 
 def float32_error(run: Run, done: Done) -> float:
