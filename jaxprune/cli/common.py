@@ -106,7 +106,7 @@ def carry_out(
         if args.json:
             write_json(result, args.json)
     except OSError as error:
-        return fail(f"{error.filename or out}: {error.strerror}", ENVIRONMENT)
+        return fail(reason(error, out), ENVIRONMENT)
 
     def show(console):
         render(result, console)

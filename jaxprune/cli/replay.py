@@ -11,6 +11,7 @@ from jaxprune import report
 from jaxprune.cli import common, running
 from jaxprune.engine import Store
 from jaxprune.report import replay as words
+from jaxprune.report.files import whole
 from jaxprune.studies import kept, sampling
 from jaxprune.studies.replay import Replay, replay
 from jaxprune.types import BrokenInvariant
@@ -75,6 +76,5 @@ def _save(found: Replay, path: Path) -> None:
 
     tensors = {f"{name}.weight": w for name, w in found.weights.items()}
     tensors |= {f"{name}.mask": mask for name, mask in found.masks.items()}
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, {"jaxprune": json.dumps(found.facts)})
-    part.replace(path)
+    with whole(path) as part:
+        save_file(tensors, part, {"jaxprune": json.dumps(found.facts)})

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         if args.parquet:
             report.write_parquet(result, args.parquet)
     except OSError as error:
-        return common.fail(f"{error.filename or out}: {error.strerror}", common.ENVIRONMENT)
+        return common.fail(common.reason(error, out), common.ENVIRONMENT)
     written = [str(path) for path in (out, args.csv, args.parquet) if path]
     common.print_safely(lambda _: print(", ".join(written)))
     return 0

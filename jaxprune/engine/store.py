@@ -427,7 +427,7 @@ class Store:
     def _drop(self, blocks):
         """From the file or, where it is only read, from a copy in memory."""
         if not self._lock:
-            copy = sqlite3.connect(":memory:", isolation_level=None)
+            copy = _connect(None)
             self._db.backup(copy)
             self._db.close()
             self._db = copy

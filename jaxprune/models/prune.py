@@ -14,6 +14,7 @@ from jaxprune.models import scores as methods
 from jaxprune.models.amounts import Group, LayerAmount, groups
 from jaxprune.models.masks import Masks
 from jaxprune.models.paths import Arrays, Layers, floating, known, select
+from jaxprune.models.scores import wide
 from jaxprune.models.selection import lowest
 from jaxprune.models.structures import NM, Neurons, Structure, Weights
 from jaxprune.types import Key
@@ -118,7 +119,7 @@ def _kept(scores, earlier, removed, *, structure, together, shapes, of_units):
     """Masks of the layers, and of their units, which are None for N:M."""
     gone = _gone(earlier, structure)
     for path, s in scores.items():
-        s = _wide(s)
+        s = wide(s)
         if not of_units and not isinstance(structure, NM):
             # What is left of a unit is scored by its rest.
             s = jnp.where(earlier[path], s, jnp.zeros((), s.dtype)) if path in earlier else s
@@ -190,10 +191,6 @@ def _faults(scores, earlier):
     counts = lambda path, marks: jnp.any(marks & earlier[path] if path in earlier else marks)
     of = lambda path, s: jnp.stack([counts(path, ~jnp.isfinite(s)), counts(path, s < 0)])
     return {path: of(path, s) for path, s in scores.items()}
-
-
-def _wide(s):
-    return s.astype(jnp.float32) if s.dtype.itemsize < 4 else s
 
 
 def _precision(scores):

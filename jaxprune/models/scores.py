@@ -24,7 +24,7 @@ LEAST_NORMAL = 2**23
 
 def magnitude(params: Any) -> Arrays:
     """`|w|`."""
-    return {path: _wide(abs(w)) for path, w in floating(params).items()}
+    return {path: wide(abs(w)) for path, w in floating(params).items()}
 
 
 def random(key: Key, params: Any) -> Arrays:
@@ -61,7 +61,7 @@ def snip(loss: Callable[..., jax.Array], params: Any, *data: Any) -> Arrays:
     """
     w = floating(params)
     slope = jax.grad(lambda w: loss(replace(params, w), *data))(w)
-    return {path: jnp.abs(_wide(w[path]) * _wide(slope[path])) for path in w}
+    return {path: jnp.abs(wide(w[path]) * wide(slope[path])) for path in w}
 
 
 def grasp(
@@ -86,7 +86,7 @@ def grasp(
     w = floating(params)
     gradient = jax.grad(lambda w: loss(replace(params, w), *data))
     _, curved = jax.jvp(gradient, (w,), (gradient(w),))
-    return {path: _wide(w[path]) * _wide(curved[path]) for path in w}
+    return {path: wide(w[path]) * wide(curved[path]) for path in w}
 
 
 def synflow(
@@ -117,10 +117,10 @@ def synflow(
         w = {path: x.astype(kind) if double else x for path, x in w.items()}
         ones = jnp.ones(in_shape, kind)
         slope = jax.grad(lambda w: jnp.sum(apply(replace(params, w), ones)))(w)
-        scores = {path: _wide(w[path]) * _wide(slope[path]) for path in w}
+        scores = {path: wide(w[path]) * wide(slope[path]) for path in w}
         return {path: np.asarray(s) for path, s in scores.items()} if double else scores
 
 
-def _wide(x):
+def wide(x):
     """Half precision as float32; all else as it is."""
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

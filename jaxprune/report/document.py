@@ -171,11 +171,6 @@ def _cell(cell, left):
     return f"<td{marks}>{shown}</td>"
 
 
-def number_cell(shown: str, value: float | None) -> Cell:
-    """A number as shown, that sorts by its value."""
-    return Cell(shown, value)
-
-
 def lines(value: str) -> str:
     """Text that is nothing but text, its lines kept."""
     return "\n".join(map(text, value.splitlines()))

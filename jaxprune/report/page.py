@@ -20,13 +20,13 @@ from jaxprune.report.document import (
     facts,
     folded,
     lines,
-    number_cell,
     paragraph,
     picture,
     pictures,
     table,
     text,
 )
+from jaxprune.report.files import whole
 from jaxprune.report.reading import VERIFY, kind
 from jaxprune.report.words import (
     caption,
@@ -90,10 +90,8 @@ def _json(result):
 
 
 def _write(content, path):
-    """To a file that appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(content, "utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(content, "utf-8")
 
 
 def page(result: dict[str, Any], *, run: str | None = None) -> str:
@@ -196,19 +194,19 @@ def _claims(numbered):
             low, high = limits(cell)
             rows.append(
                 [
-                    number_cell(str(n), n),
+                    Cell(str(n), n),
                     Cell(cell["verdict"], style=cell["verdict"]),
-                    number_cell(str(i), i),
+                    Cell(str(i), i),
                     cell["network"],
                     cell["pruning"],
                     cell["amount"],
-                    number_cell(eps(cell), cell["eps"]),
-                    number_cell(low, cell["p_low"]),
-                    number_cell(high, cell["p_high"]),
-                    number_cell(number_up(cell["certified_eps"]), cell["certified_eps"]),
-                    number_cell(number(cell["delta"]), cell["delta"]),
-                    *(number_cell(str(cell[key]), cell[key]) for key in _COUNTS),
-                    number_cell(f"{100 * cell['sparsity']:.3g} %", cell["sparsity"]),
+                    Cell(eps(cell), cell["eps"]),
+                    Cell(low, cell["p_low"]),
+                    Cell(high, cell["p_high"]),
+                    Cell(number_up(cell["certified_eps"]), cell["certified_eps"]),
+                    Cell(number(cell["delta"]), cell["delta"]),
+                    *(Cell(str(cell[key]), cell[key]) for key in _COUNTS),
+                    Cell(f"{100 * cell['sparsity']:.3g} %", cell["sparsity"]),
                 ]
             )
     return table(_COLUMNS, rows, left=_LEFT)
@@ -222,12 +220,12 @@ def _worst(cells, run) -> Iterator[str]:
     place = "RUN" if run is None else shlex.quote(run)
     rows = [
         [
-            number_cell(str(case), case),
+            Cell(str(case), case),
             cell["network"],
             cell["pruning"],
             cell["amount"],
-            number_cell(str(worst["trial"]), worst["trial"]),
-            number_cell(number(worst["gap"]), worst["gap"]),
+            Cell(str(worst["trial"]), worst["trial"]),
+            Cell(number(worst["gap"]), worst["gap"]),
             Cell(f"jaxprune replay {place} --case {case} --trial {worst['trial']}", style="code"),
         ]
         for case, cell in cases.items()

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from jaxprune.report.files import whole
 from jaxprune.report.page import write_json
 
 NAME = "plot.png"
@@ -17,6 +18,5 @@ def write_picture(
     """Writes `result.json` and `plot.png` into a new or empty folder, the numbers first."""
     folder.mkdir(exist_ok=True)
     write_json(result, folder / "result.json")
-    part = folder / (NAME + ".part")
-    draw(result).savefig(part, format="png", dpi=130, bbox_inches="tight")
-    part.replace(folder / NAME)
+    with whole(folder / NAME) as part:
+        draw(result).savefig(part, format="png", dpi=130, bbox_inches="tight")

@@ -170,6 +170,12 @@ _quantiles = _record(**dict.fromkeys(LEVELS, _or_null(_gap)))
 _COUNTS = ("close", "between", "far", "nonfinite")
 _counts = dict.fromkeys(_COUNTS, _count)
 _limits = {"p_low": _share, "p_high": _share}
+_judged = {
+    **_counts,
+    **_limits,
+    "verdict": _one_of(HOLDS, VIOLATED, UNDECIDED),
+    "reason": _or_null(_text),
+}
 _environment = _mapping(_plain)
 
 _cell = _record(
@@ -260,15 +266,7 @@ CHECKS: Mapping[str, Check] = {
                 open_because=_one_of(BRACKET, TRIALS, "resolution", None),
                 theorem=_or_null(_share),
                 infinite_width=_or_null(_share),
-                probes=_list(
-                    _record(
-                        **_counts,
-                        **_limits,
-                        sparsity=_share,
-                        verdict=_one_of(HOLDS, VIOLATED, UNDECIDED),
-                        reason=_or_null(_text),
-                    )
-                ),
+                probes=_list(_record(**_judged, sparsity=_share)),
             ),
             1,
         ),
@@ -286,15 +284,7 @@ CHECKS: Mapping[str, Check] = {
         ),
         environment=_environment,
         cells=_list(
-            _record(
-                **_counts,
-                **_limits,
-                width=_width,
-                eps=_positive,
-                delta=_inside,
-                verdict=_one_of(HOLDS, VIOLATED, UNDECIDED),
-                reason=_or_null(_text),
-            ),
+            _record(**_judged, width=_width, eps=_positive, delta=_inside),
             1,
         ),
         thresholds=_list(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxprune.report.files import whole
 from jaxprune.report.reading import BOUND, FRONTIER, RARE, THRESHOLD, kind
 from jaxprune.report.words import plain
 
@@ -112,9 +113,8 @@ def write_parquet(result: Mapping[str, Any], path: Path) -> None:
       ValueError: pandas or pyarrow is not installed.
     """
     optional("pyarrow")
-    part = path.with_name(path.name + ".part")
-    to_dataframe(result).to_parquet(part, engine="pyarrow")
-    part.replace(path)
+    with whole(path) as part:
+        to_dataframe(result).to_parquet(part, engine="pyarrow")
 
 
 def optional(name: str) -> Any:

@@ -97,10 +97,7 @@ def begin(plan: Plan, folder: Path, part: Part = WHOLE, *, resume: bool = False)
 def _noted(plan: Plan, store: Store, *known: Sequence[int | str]) -> Runs:
     """Notes a run in the log beside its folder, and what the log said in the store."""
     log = store.path.resolve().parent.parent
-    known = (*known, store.about["seeds"])
-    runs.find(plan, log, *known)
-    runs.note(plan, log)
-    made = runs.find(plan, log, *known)
+    made = runs.begin(plan, log, store.about["seeds"], *known)
     store.amend(seeds=made.seeds)
     return made
 

@@ -50,16 +50,16 @@ def claim_hash(source: Mapping[str, Any]) -> str:
     return sha256({key: value for key, value in source.items() if key not in ("seed", "stream")})
 
 
-def begin(plan: Plan, folder: Path | None) -> Runs:
-    """Notes a run and finds those before it.
+def begin(plan: Plan, folder: Path | None, *known: Sequence[int | str]) -> Runs:
+    """Notes a run and finds those before it; the arguments are those of `find`.
 
     Raises:
       ValueError: a ledger that cannot be read or written; one line.
     """
-    find(plan, folder)  # refuses a damaged log before anything is added to it
-    note(plan, folder)
+    find(plan, folder, *known)  # refuses a damaged log before anything is added to it
+    _note(plan, folder)
     # Of several begun at once each sees those that were noted before it.
-    return find(plan, folder)
+    return find(plan, folder, *known)
 
 
 def find(plan: Plan, folder: Path | None, *known: Sequence[int | str]) -> Runs:
@@ -84,12 +84,7 @@ def find(plan: Plan, folder: Path | None, *known: Sequence[int | str]) -> Runs:
     return Runs(claim, plan.runs, tuple(dict.fromkeys([*seeds, present])), present)
 
 
-def note(plan: Plan, folder: Path | None) -> None:
-    """Adds a run to the ledger, before its first trial.
-
-    Raises:
-      ValueError: it cannot be written; one line.
-    """
+def _note(plan, folder):
     if folder is None:
         return
     entry = {

@@ -1,0 +1,13 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; what is there at the end takes its place."""
+    part = path.with_name(path.name + ".part")
+    yield part
+    part.replace(path)
