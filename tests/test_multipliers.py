@@ -12,6 +12,7 @@ from test_gaps import matrix, norm_bound, pair
 
 from jaxprune import activations, gaps, networks, pruning
 from jaxprune.gaps import multipliers, norms, tuning
+from jaxprune.gaps.account import telescoping_terms
 from jaxprune.gaps.multipliers import shared_torus
 from jaxprune.gaps.tuning import MARGIN, MARGINS
 from jaxprune.networks import Conv, Dense, Network
@@ -401,6 +402,35 @@ def test_a_part_that_is_hardly_there_is_bounded_all_the_same(key):
     mask = jnp.ones((4, 4), bool).at[1, 2].set(False)
     removed = gaps.removed_part(params, (mask, None))
     assert 0 < float(multiplier_bound(network, params, removed)) < 1e-37
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        [2.0**-126] * 9 + [2.0**126] * 9,
+        [2.0**-133] * 8 + [2.0**118] * 9,
+        [2.0**118] * 9 + [2.0**-133] * 8,
+        [1.5 * 2.0**-119] * 9 + [2.0**119] * 9,
+        [2.0**-100] * 12 + [2.0**90] * 5,
+    ],
+    ids=["least normal", "subnormal last", "subnormal first", "odd", "vanishes"],
+)
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_products_that_leave_float64_on_the_way(scales, which):
+    """Chains of one neuron: the gap is the product, in exact arithmetic."""
+    scales = [1.0] * (18 - len(scales)) + scales  # one program for all
+    network = networks.dense((1,) * 19)
+    params = tuple(jnp.full((1, 1), scale, jnp.float32) for scale in scales)
+    masks = [None] * 18
+    masks[0 if which == "first" else -1] = jnp.zeros((1, 1), bool)
+    removed = gaps.removed_part(params, tuple(masks))
+    exact = math.prod(Fraction(scale) for scale in scales)
+    for bound in (
+        float(multiplier_bound(network, params, removed)),
+        float(jax.jit(telescoping_terms, static_argnums=0)(network, params, removed)[0]),
+    ):
+        assert Fraction(bound) >= exact
+        assert bound <= 1.02 * float(exact) + 2.0**-125
 
 
 @pytest.mark.parametrize("size", [1e-5, 1e-10, 1e-36])

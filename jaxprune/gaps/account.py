@@ -91,10 +91,12 @@ def telescoping_terms(network: Network, params: Params, removed: Removed) -> jax
     """
     pruned = [i for i, p in enumerate(removed) if p is not None]
     with jax.enable_x64(True):
-        common = jnp.float64(network.activation.lipschitz ** (len(params) - 1))
+        mantissa, exponent = norms.power(network.activation.lipschitz, len(params) - 1)
+        common = jnp.float64(mantissa)
         for i, (layer, w) in enumerate(zip(network.layers, params, strict=True)):
             if i not in pruned:
-                common = common * norms.norm_bound(layer, w)
+                size, k = _in_units(norms.norm_bound(layer, w))
+                common, exponent = common * size, exponent + k
 
         def stacked(weights):
             return jnp.stack([norms.norm_bound(network.layers[i], weights(i)) for i in pruned])
@@ -102,16 +104,23 @@ def telescoping_terms(network: Network, params: Params, removed: Removed) -> jax
         nothing = jnp.stack([norms.is_zero(removed[i]) for i in pruned])
         b = jnp.where(nothing, 0.0, stacked(lambda i: removed[i]))
         if len(pruned) == 1:  # its own norms before and after multiply nothing
-            terms = b * common
+            terms = norms.shifted(b * common, exponent)
         else:
             a, p = stacked(lambda i: params[i]), stacked(lambda i: params[i] - removed[i])
             place = jnp.argsort(jnp.argsort(jnp.where(b > 0, (p - a) / b, 0.0)))
             before = place[None, :] < place[:, None]
             others = jnp.where(before, p[None, :], a[None, :])
             others = jnp.where(jnp.eye(len(pruned), dtype=bool), 1.0, others)
+            others, k = _in_units(others)
             terms = b * common * jnp.prod(others, axis=1)
+            terms = norms.shifted(terms, exponent + jnp.sum(k, axis=1))
         terms = terms * (1.0 + 2.0**-22) + jnp.finfo(jnp.float32).tiny
         return jnp.where(nothing, 0.0, terms).astype(jnp.float32)
+
+
+def _in_units(size):
+    """A number in units of a power of two, and its exponent: products stay within float64."""
+    return size / norms.power_of_two(size), norms.exponent(size)
 
 
 def worst_input(

@@ -26,6 +26,8 @@ from jaxprune.networks import Conv, Dense, Network
 from jaxprune.types import Params
 
 H, E = 0, 1
+_LOST = 1e-250
+"""More than the numbers of one step can lose by underflow, for a form of level 1."""
 
 
 def multiplier_bound(network: Network, params: Params, removed: Removed) -> jax.Array:
@@ -45,11 +47,14 @@ def multiplier_bound(network: Network, params: Params, removed: Removed) -> jax.
         return jnp.float32(0.0)
     with jax.enable_x64(True):
         layers, scale = _scaled(network, params, removed)
-        bound = jnp.sqrt(_form_of_input(network, layers, pruned))
+        square, half = _form_of_input(network, layers, pruned)
         # A form that no multiplier of ours bounds: never seen, but a bound is owed.
-        bound = jnp.where(jnp.isfinite(bound), bound, _by_frobenius(network, layers))
+        formed = jnp.isfinite(square)
+        bound = jnp.where(formed, jnp.sqrt(square), _by_frobenius(network, layers))
+        mantissa, more = norms.power(network.activation.lipschitz, len(params) - 1)
+        bound = norms.shifted(mantissa * bound, jnp.where(formed, half, 0) + scale + more)
         nothing = jnp.all(jnp.stack([norms.is_zero(removed[i]) for i in pruned]))
-        bound = bound * scale * (1.0 + 2.0**-22) + jnp.finfo(jnp.float32).tiny
+        bound = bound * (1.0 + 2.0**-22) + jnp.finfo(jnp.float32).tiny
         return jnp.where(nothing, 0.0, bound).astype(jnp.float32)
 
 
@@ -65,17 +70,17 @@ class _Weights(NamedTuple):
 
 
 def _scaled(network, params, removed):
-    """The layers, and what a bound of theirs is to be multiplied by."""
-    pairs, total = [], network.activation.lipschitz ** (len(params) - 1)
+    """The layers, and k: a bound of theirs is to be multiplied by 2^k."""
+    pairs, total = [], 0
     for w, p in zip(params, removed, strict=True):
         w = norms.as_float64(w)
         scale = norms.power_of_two(jnp.max(jnp.abs(w)))
-        total = total * scale
+        total = total + norms.exponent(scale)
         pairs.append((w / scale, None if p is None else norms.as_float64(p) / scale))
     sizes = jnp.stack([jnp.max(jnp.abs(p)) for _, p in pairs if p is not None])
     unit = norms.power_of_two(jnp.max(sizes))
     layers = [_Weights(w, None, w) if p is None else _Weights(w, p / unit, w - p) for w, p in pairs]
-    return layers, total * unit
+    return layers, total + norms.exponent(unit)
 
 
 def _blocks(pruned, i):
@@ -84,9 +89,10 @@ def _blocks(pruned, i):
 
 
 def _form_of_input(network, layers, pruned):
-    """At least the largest eigenvalue of a form Q with `||F(x) - f(x)||^2 <= x^* Q x`."""
+    """`(a, k)`: at least `a 4^k` is the largest eigenvalue of a form Q with
+    `||F(x) - f(x)||^2 <= x^* Q x`."""
     torus, dilations = shared_torus(network)
-    form = None  # of the state after layer i; the output's is ||d||^2
+    form, half = None, 0  # of the state after layer i; the output's is ||d||^2
     stages = []
 
     def apart(i):
@@ -102,13 +108,27 @@ def _form_of_input(network, layers, pruned):
             stages.append(_stage(network, layers[i], i, ins, outs, torus, dilations))
             if i > 0 and not apart(i - 1):
                 continue
-            form, stages = _through_stages(form, stages), []
+            (form, k), stages = _through_stages(form, stages), []
+            half = half + k
         if apart(i):
             into = network.layers[i - 1]
             matrices = 1 if isinstance(into, Dense) else len(norms.frequencies(torus or into.torus))
             width = into.out_shape[0]
             form = _through_norms(network.layers[i], layers[i], form, ins, outs, width, matrices)
-    return norms.eigenvalue_bound(form)
+            form, k = _levelled(form)
+            half = half + k
+    return norms.eigenvalue_bound(form), half
+
+
+def _levelled(form):
+    """A form over a power of four near its level, and half the exponent of that power.
+
+    What was computed from a form of level 1 has lost at most `_LOST`, where numbers were so small
+    that they were flushed to 0.
+    """
+    form = form + _LOST * norms.identity(form)
+    k = norms.exponent(level(form)) // 2
+    return form * norms.shifted(jnp.float64(1.0), -2 * k), k
 
 
 def _stage(network, weights, i, ins, outs, torus, dilations):
@@ -133,12 +153,18 @@ def _stage(network, weights, i, ins, outs, torus, dilations):
 
 
 def _through_stages(form, stages):
-    """From the form behind the first of the stages (None: the output) to that before the last."""
+    """From the form behind the first of the stages (None: the output) to that before the last.
+
+    Returns:
+      The latter, of level 1, and k, by whose power `4^k` it is to be multiplied.
+    """
+    half = 0
     if form is None:
         first, *stages = stages
         form, rounding = norms.gram(first.matrix)
         error = first.error
         form = _plus(form, rounding + 2 * norms.frobenius(first.matrix) * error + error**2)
+        form, half = _levelled(form)
     for stage, multipliers in zip(stages, tuning.tune(form, stages), strict=True):
         if stage.slope == 1.0:
             form = _through_identity(form, stage)
@@ -147,7 +173,9 @@ def _through_stages(form, stages):
             top = largest(in_units(form, jnp.sqrt(t)))
             units = jnp.sqrt(t * jnp.maximum(1.0, (1.0 + MARGIN) * top))
             form = _through_activation(form, stage, units)
-    return form
+        form, k = _levelled(form)
+        half = half + k
+    return form, half
 
 
 def _plus(form, slack):
@@ -241,7 +269,7 @@ def _by_frobenius(network, layers):
             0.0 if w is None else factor * norms.frobenius(w.reshape(1, -1))
             for w in (weights.w, weights.p, weights.kept)
         )
-        total, before = p * total + b * before, before * a
+        total, before = p * total + b * before + _LOST, before * a
     return total * (1.0 + 1e-9)
 
 

@@ -11,6 +11,7 @@ bounds are estimates.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,6 +34,28 @@ def growth(length: int) -> float:
 def power_of_two(x: jax.Array) -> jax.Array:
     """The power of two nearest to each positive number, so that scaling by it is exact; else 1."""
     return jnp.where(x > 0, jax.lax.reduce_precision(x, exponent_bits=11, mantissa_bits=0), 1.0)
+
+
+def exponent(x: jax.Array) -> jax.Array:
+    """The k of `power_of_two(x) = 2^k`, int32: products of many such powers leave float64."""
+    bits = jax.lax.bitcast_convert_type(power_of_two(x).astype(jnp.float64), jnp.int64)
+    return (bits >> 52).astype(jnp.int32) - 1023
+
+
+def shifted(x: jax.Array, k: jax.Array) -> jax.Array:
+    """`x 2^k` in float64: exact where that is a normal number, below 2^-1021 where it is less."""
+    half = jnp.clip(k, -2000, 2000) // 2
+    power = lambda j: jax.lax.bitcast_convert_type((j.astype(jnp.int64) + 1023) << 52, jnp.float64)
+    return x * power(half) * power(jnp.clip(k, -2000, 2000) - half)
+
+
+def power(x: float, n: int) -> tuple[float, int]:
+    """`x^n` as `m, k` with `x^n = m 2^k`, to n roundings: for large n it leaves float64."""
+    m, k = 1.0, 0
+    for _ in range(n):
+        m, more = math.frexp(m * x)
+        k += more
+    return m, k
 
 
 def as_float64(a: jax.Array) -> jax.Array:
