@@ -91,10 +91,16 @@ class _LeakyDifference:
 
 
 relu = Activation("relu", jax.nn.relu, _relu_difference, 0.0, 1.0, True)
+"""`max(a, 0)`."""
+
 tanh = Activation("tanh", jnp.tanh, _tanh_difference, 0.0, 1.0, False)
-# The slope of erf(a) at 0, its largest, is 2/√π.
+"""The hyperbolic tangent."""
+
 erf = Activation("erf", special.erf, _erf_difference, 0.0, 2.0 / math.sqrt(math.pi), False)
+"""The error function. Its largest slope, at 0, is 2/√π."""
+
 identity = Activation("identity", _identity, _identity_difference, 1.0, 1.0, True)
+"""The input itself: linear networks."""
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
