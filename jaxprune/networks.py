@@ -256,7 +256,7 @@ def convolutional(
 
 
 def _check_activation(activation) -> None:
-    needed = "relu, tanh, identity or leaky_relu(slope) of this package"
+    needed = "jp.relu, jp.tanh, jp.erf, jp.identity or jp.leaky_relu(slope)"
     validation.instance("activation", activation, Activation, needed)
 
 

@@ -44,10 +44,14 @@ def real(name: str, value: Any, low: float, high: float, *, open: bool = True) -
 def instance(name: str, value: Any, kind: type, needed: str) -> Any:
     """`value` if it is a `kind`; `needed` says in words what is."""
     if not isinstance(value, kind):
-        shown = " ".join(str(value).split())
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        raise ValueError(f"{name} = {shown!r}: {needed} is needed")
+        raise ValueError(f"{name} = {shown(value)}: {needed} is needed")
     return value
+
+
+def shown(value: Any) -> str:
+    """A value as code, in one line of at most 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:

@@ -37,7 +37,7 @@ def removed_counts(
         amounts = [amount] * len(chosen)
     for one in amounts:
         if one is not None:
-            validation.instance("amount", one, Amount, "Fraction, Sublinear or Count")
+            validation.instance("amount", one, Amount, "jp.Fraction, jp.Sublinear or jp.Count")
     return tuple(
         pruning.removed(one, count) if pruned else 0
         for one, count, pruned in zip(amounts, network.weight_counts, chosen, strict=True)

@@ -149,7 +149,7 @@ def paper_hypotheses(
       masks), and its hypotheses one by one.
     """
     validation.instance("law", law, Law, "uniform(...) or normal(...)")
-    validation.instance("amount", amount, Amount, "Fraction, Sublinear or Count")
+    validation.instance("amount", amount, Amount, "jp.Fraction, jp.Sublinear or jp.Count")
     theorem = {
         (True, magnitude.name): "Theorem 1",
         (True, random.name): "Theorem 2",

@@ -256,6 +256,7 @@ def _removed_tail(layer, law, pruning, amount, delta):
 
 def method_name(method: Pruning) -> str:
     """The name of a pruning method that the theorems cover; others are refused."""
+    validation.instance("pruning", method, Pruning, "jp.magnitude or jp.random")
     if method not in METHODS.values():
         raise ValueError(f"pruning = {method}: one of {', '.join(METHODS)} is needed")
     return method.name

@@ -198,5 +198,7 @@ def read_json(data: str | bytes) -> Any:
     """
     try:
         return json.loads(data, parse_constant=_refuse, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
     except RecursionError:
         raise ValueError("nested too deep") from None

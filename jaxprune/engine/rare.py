@@ -91,7 +91,7 @@ def rare_failure(
     eps = validation.real("eps", eps, 0.0, float("inf"))
     validation.choice("end", end, ENDS)
     validation.instance("law", law, Law, "a law of the weights")
-    validation.instance("pruning", pruning, Pruning, "magnitude, random or bernoulli")
+    validation.instance("pruning", pruning, Pruning, "jp.magnitude, jp.random or jp.bernoulli")
     if pruning not in METHODS.values():
         raise ValueError(f"pruning = {pruning!s}: one of {', '.join(METHODS)} is needed")
     plan = Splitting() if plan is None else plan

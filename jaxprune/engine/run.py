@@ -68,11 +68,13 @@ def prepare(
     trials = validation.integer("trials", trials, 1, keys.MAX_TRIALS)
     root = keys.root_key(seed)
     validation.instance("network", network, Network, "a network from dense or convolutional")
-    validation.instance("pruning", pruning, Pruning, "magnitude, random or bernoulli")
-    validation.instance("amount", amount, Amount, "Fraction, Sublinear or Count")
+    validation.instance("pruning", pruning, Pruning, "jp.magnitude, jp.random or jp.bernoulli")
+    validation.instance("amount", amount, Amount, "jp.Fraction, jp.Sublinear or jp.Count")
     validation.instance("targets", targets, Law | Sequence, "a law, or one array a layer,")
-    if isinstance(targets, str) or isinstance(domain, str):
-        raise ValueError(f"targets or domain = {targets!r}, {domain!r}: no text is allowed")
+    if isinstance(targets, str):
+        raise ValueError(f"targets = {targets!r}: jp.uniform(), jp.normal() or arrays are needed")
+    if isinstance(domain, str):
+        raise ValueError(f"domain = {domain!r}: UnitBall(), LinfBall() or an array is needed")
     pruned = networks.select_layers(network, layers)
     levels = [
         pruning.level(amount, count) if chosen else 0

@@ -8,7 +8,10 @@ from jaxprune import validation
 
 @dataclass(frozen=True)
 class Fraction:
-    """The same sparsity q in every layer: the nearest whole number to `q D` of D weights."""
+    """The same sparsity q in every layer: the nearest whole number to `q D` of D weights.
+
+    A half goes to the even one, as Python's `round` does.
+    """
 
     q: float
 

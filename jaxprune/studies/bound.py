@@ -54,7 +54,7 @@ def bound(
       ValueError: an argument out of range; one line that names it.
     """
     validation.instance("law", law, Law, "uniform(...) or normal(...)")
-    validation.instance("amount", amount, Amount, "Fraction, Sublinear or Count")
+    validation.instance("amount", amount, Amount, "jp.Fraction, jp.Sublinear or jp.Count")
     if not methods:
         raise ValueError("pruning = []: at least one method is needed")
     delta = validation.real("delta", delta, 0.0, 1.0)

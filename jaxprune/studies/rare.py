@@ -47,7 +47,7 @@ def rare(
     Raises:
       ValueError: an argument out of range; one line that names it.
     """
-    validation.instance("amount", amount, Amount, "Fraction, Sublinear or Count")
+    validation.instance("amount", amount, Amount, "jp.Fraction, jp.Sublinear or jp.Count")
     splitting = Splitting() if splitting is None else splitting
     estimates: dict[str, Estimate] = {}
     for i, end in enumerate(engine.ENDS):

@@ -104,7 +104,7 @@ def setting(
         widths,
         tuple(network_of_width(d) for d in widths),
         validation.instance("law", law, Law, "uniform(...) or normal(...)"),
-        validation.instance("pruning", pruning, Pruning, "magnitude, random or bernoulli"),
+        validation.instance("pruning", pruning, Pruning, "jp.magnitude, jp.random or jp.bernoulli"),
         layers,
         validation.integer("trials", trials, 1, keys.MAX_TRIALS),
         validation.real("confidence", confidence, 0.0, 1.0),
