@@ -7,10 +7,8 @@ import jax
 import pytest
 from rich.console import Console
 
-from jaxprune import cli
+from jaxprune import cli, report
 from jaxprune.cli import common
-from jaxprune.report import frontier as frontier_words
-from jaxprune.report import threshold as threshold_words
 
 SHARED = ["--depth", "1", "--layers", "all", "--widths", "3", "4", "--seed", "7", "--gain", "2"]
 SHARED += ["--trials", "200"]  # equal blocks: both commands run the same programs
@@ -65,20 +63,21 @@ def test_programs_are_kept_unless_jax_is_told_otherwise(tmp_path, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", set_before)
 
 
-def test_a_command_prints_tables_and_writes_numbers_and_a_plot(command):
+def test_a_command_prints_tables_and_writes_numbers_and_a_page(command):
     def refuse(name):
         raise AssertionError(f"{name} is not strict JSON")
 
     name, folder, text = command
-    assert {path.name for path in (folder / "out").iterdir()} == {"result.json", "plot.png"}
-    assert (folder / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (folder / "out").iterdir()} == {"result.json", "report.html"}
+    page = (folder / "out" / "report.html").read_text("utf-8")
+    assert "data:image/png;base64," in page and page.count("<table") == 2 + (name == "threshold")
     result = json.loads((folder / "copy.json").read_text("utf-8"), parse_constant=refuse)
     assert json.loads((folder / "out" / "result.json").read_text("utf-8")) == result
     plan = result["plan"]
     assert plan["study"] == name and plan["seed"] == 7 and plan["widths"] == [3, 4]
     assert plan["networks"] == ["dense 3-3, relu", "dense 4-4, relu"]
     assert len(plan["hash"]) == 64 and result["environment"]["stream_version"] >= 1
-    for word in ("out/result.json", "out/plot.png", "95 % confidence", "theorem"):
+    for word in ("out/result.json", "out/report.html", "95 % confidence", "theorem"):
         assert word in text.replace("\n", " ")
 
 
@@ -86,17 +85,16 @@ def test_tables_say_what_the_result_says(command):
     name, folder, _ = command
     result = json.loads((folder / "copy.json").read_text("utf-8"))
     console = Console(file=io.StringIO(), width=150)
+    report.render(result, console)
     if name == "frontier":
-        frontier_words.render(result, console)
         rows = console.file.getvalue().splitlines()
         for point in result["points"]:
-            row = next(row for row in rows if point["network"] in row)
+            row = next(row for row in rows if point["network"] + " " in row)
             low, high = (float(cell) for cell in row.replace(" %", "").split()[3:5])
             # Rounded outward, to three digits.
             assert 0 <= 100 * point["holds"] - low <= 0.011 * low
             assert 0 <= high - 100 * point["violated"] <= 0.011 * high
     else:
-        threshold_words.render(result, console)
         text = console.file.getvalue()
         for t in result["thresholds"]:
             above, most = ("–" if end is None else str(end) for end in t["gap"].values())

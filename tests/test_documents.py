@@ -1,6 +1,8 @@
-"""The README's code and the notebooks run as printed."""
+"""READMEs, guides and notebooks run as printed; the site names all that is offered."""
 
+import importlib
 import importlib.util
+import inspect
 import json
 import re
 import tomllib
@@ -79,6 +81,29 @@ def test_every_readme_and_notebook_is_a_page():
         assert "README.md)" not in pages.content(source)
 
 
+def test_the_api_names_all_that_is_offered():
+    pages = sources()
+    for page in sorted((ROOT / "docs" / "api").glob("*.md")):
+        text = page.read_text()
+        spelled = pages.with_members(text)
+        for package in re.findall(r"^::: (\S+)$", text, re.M):
+            room = importlib.import_module(package)
+            if not hasattr(room, "__path__"):
+                continue  # a module, whose members stand in its own text
+            named = [name for name in room.__all__ if not inspect.ismodule(getattr(room, name))]
+            for name, path in zip(named, pages.offered(package).values(), strict=True):
+                home, _, attribute = path.rpartition(".")
+                assert getattr(importlib.import_module(home), attribute) is getattr(room, name)
+                assert f"\n::: {path}\n" in spelled or f"[`{name}`][{path}]" in spelled
+
+
+def test_code_is_no_list_and_no_link():
+    pages = sources()
+    text = "- a\n  b\n\n```yaml\n- c:\n  d: table[i](x)\n```\n"
+    changed = pages.outside_code(lambda part: pages.with_lists(pages.with_links(part, "")), text)
+    assert changed == text.replace("  b", "    b")
+
+
 def test_items_of_lists_keep_what_belongs_to_them():
     text = "1. a\n   b\n\n       code\n\n   c\n2. d\n\nend\n\n    code\n- e\n  f\n"
     wanted = "1. a\n    b\n\n        code\n\n    c\n2. d\n\nend\n\n    code\n- e\n    f\n"
@@ -135,9 +160,29 @@ def test_ci_runs_exactly_the_readme_s_test_command():
     assert f"\n{command}\n" in readme and f"\n{command}\n" in ci
 
 
+NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
+
+
+def printed(notebook):
+    """What the cells print, the numbers in it, and the rest."""
+    text = "".join(
+        output.text
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "stream"
+    )
+    return [float(x.replace(",", "")) for x in NUMBER.findall(text)], NUMBER.sub("#", text).split()
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run_from_top_to_bottom(path):
+def test_notebooks_print_what_they_show(path):
+    """All words, and every number to a quarter: estimates of splitting vary with the processor."""
     notebook = nbformat.read(path, as_version=4)
+    numbers, words = printed(notebook)
     client = NotebookClient(notebook, timeout=300, kernel_name="python3")
     client.execute(cwd=str(path.parent))
     assert not any("def " in cell.source for cell in notebook.cells if cell.cell_type == "code")
+    found, said = printed(notebook)
+    assert said == words and numbers
+    assert found == pytest.approx(numbers, rel=0.25, abs=0.1)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import jaxprune as jp
 from jaxprune import engine, statistics
@@ -334,7 +335,7 @@ def test_impossible_requests_are_refused_before_sampling(monkeypatch, change, na
 
 
 def test_plot_shows_the_brackets_and_both_lines(result):
-    ax = words.plot(result).axes[0]
+    ax = words.plot(Figure().add_subplot(), result)
     points = result["points"]
     drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
     for label, key in (

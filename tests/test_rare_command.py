@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import random
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
+from spoiling import outcomes
 
 import jaxprune as jp
 from jaxprune import bounds, report
@@ -50,7 +53,7 @@ def test_the_same_seed_gives_the_same_result(result):
 
 def printed(result):
     stream = io.StringIO()
-    words.render(result, Console(file=stream, width=120))
+    report.render(result, Console(file=stream, width=120))
     return stream.getvalue()
 
 
@@ -62,14 +65,14 @@ def test_the_table_names_doubts_and_what_is_proved(result):
     text = printed(result | {"ends": ends, "theorem": 0.01234})
     assert "none failed" in text and "unreliable: twice the moves" in text
     assert "> 10^12" in text and "P(gap > ε) ≤ 0.0124" in text
-    assert "no theorem here" in printed(result | {"theorem": None})
+    assert "No theorem here" in printed(result | {"theorem": None})
 
 
 def test_a_replica_that_died_out_is_drawn_and_doubted():
     found = rare(NETWORK, LAW, jp.magnitude, jp.Count(0), eps=0.6, splitting=PLAN)
     assert "a replica died out" in printed(found)
     assert found["ends"]["lower"]["p"] == 0.0 and found["theorem"] < 1e-299
-    words.plot(found).savefig(io.BytesIO())
+    assert words.plot(Figure().add_subplot(), found).lines
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
@@ -79,7 +82,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert "lower end" in capsys.readouterr().out
     written = json.loads((out / "result.json").read_text())
     assert set(written) == {"plan", "environment", "ends", "theorem"}
-    assert (out / "plot.png").stat().st_size > 1000
+    assert "lower end" in (out / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,9 @@ def test_a_result_has_a_page_and_rows(result):
     assert [(row["end"], float(row["high"])) for row in rows] == [
         (end, found["high"]) for end, found in result["ends"].items()
     ]
+    assert "is further than 0.6 from the network it was pruned from" in report.page(read)
+    found = outcomes(random.Random(0), [read], 40)
+    assert min(found.values()) > 5, found
     del read["ends"]["upper"]["low"]
     with pytest.raises(ValueError, match="low"):
         reading.check(read)

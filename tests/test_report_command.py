@@ -13,15 +13,23 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
 from scipy import stats
+from spoiling import outcomes
 
 from jaxprune import cli, networks, pruning, report
+from jaxprune.engine import layer_account
 from jaxprune.laws import uniform
 from jaxprune.pruning import Fraction
+from jaxprune.report import bound as bound_words
 from jaxprune.report import document, reading
+from jaxprune.report.section import Cell, Table
 from jaxprune.studies import plan as plans
+from jaxprune.studies.accounts import accounts
 from jaxprune.studies.bound import bound
 from jaxprune.studies.frontier import frontier
+from jaxprune.studies.result import sha256
 from jaxprune.studies.verify import verify
 
 BROWSER = next(
@@ -89,7 +97,61 @@ def test_page_and_rows_of_every_study(verified, bounded, bracketed, command, tmp
         assert result["plan"]["hash"] in page and "://" not in page
         table = list(csv.DictReader(io.StringIO((tmp_path / f"{name}.csv").read_text())))
         assert len(table) == rows
-    assert "--case 1 --trial" in (tmp_path / "verify.html").read_text()
+    said = lambda name: (tmp_path / f"{name}.html").read_text()
+    assert "--case 1 --trial" in said("verify")
+    assert "with probability at least 95 %, a network pruned in dense2 is within" in said("bound")
+    assert "a network pruned to sparsity s in dense2 is within 2.0 of" in said("frontier")
+
+
+def test_the_account_of_a_case_is_that_of_its_pairs(verified):
+    """A plan's case and `layer_account` of the same pairs; a case of one layer has none."""
+    plan = plans.parse(plans.reading.tomllib.loads(PLAN))
+    found = accounts(plan, 7)
+    assert [account["case"] for account in found] == [0, 1]
+    case = plan.cases[1]
+    same = layer_account(
+        case.network, case.targets, case.pruning, case.amount, trials=7, layers="all",
+        domain=case.ball, seed=plan.seed,
+    )  # fmt: skip
+    assert found[1]["counted"] == same.counted.sum() > 0
+    for i, layer in enumerate(found[1]["layers"]):
+        column = np.asarray(same.trials.shares)[same.counted, i]
+        np.testing.assert_allclose(layer["share"], np.quantile(column, [0.5, 0.05, 0.95]))
+        assert layer["term"] == np.median(np.asarray(same.trials.terms)[same.counted, i])
+    page = report.page(verified, accounts=found)
+    for account in found:
+        for layer in account["layers"]:
+            assert f"{100 * layer['share'][0]:.3g} %" in page
+    alone = PLAN.replace('"all"', '["dense1"]')
+    assert not accounts(plans.parse(plans.reading.tomllib.loads(alone)), 7)
+    with pytest.raises(ValueError, match="account = 0"):
+        accounts(plan, 0)
+
+
+def test_an_account_needs_the_run_itself(verified, command, tmp_path):
+    report.write_json(verified, tmp_path / "result.json")
+    status, _, said = command("result.json", "--account", "5")
+    assert status == 2 and "account = 5" in said and "run.db" in said
+    (tmp_path / "plan.toml").write_text(PLAN)
+    assert cli.main(["verify", "--plan", "plan.toml", "--out", "run"]) == 0
+    assert "--account 100" in (tmp_path / "run" / "report.html").read_text()
+    assert command("run", "--account", "-1", "--out", "a.html")[0] == 2
+    assert command("run", "--account", "5", "--out", "a.html")[0] == 0
+    page = (tmp_path / "a.html").read_text()
+    assert "share: median" in page and "--account 100" not in page
+    other = verified | {"plan": verified["plan"] | {"seed": 9}}
+    del other["plan"]["hash"]
+    other["plan"]["hash"] = sha256(other["plan"])
+    (tmp_path / "run" / "result.json").write_text(json.dumps(other))
+    status, _, said = command("run", "--account", "5", "--out", "b.html")
+    assert status == 2 and "another plan" in said and not (tmp_path / "b.html").exists()
+
+
+def test_the_plot_of_norms_has_every_bound(bounded):
+    method = bounded["methods"][0]
+    ax = bound_words.plot(Figure().add_subplot(), method)
+    drawn = sorted(float(x) for line in ax.lines for x in line.get_xdata())
+    assert drawn == sorted(a["value"] for row in method["norms"] for a in row["bounds"])
 
 
 def test_rows_say_what_the_result_says(verified):
@@ -129,6 +191,41 @@ def test_parquet_comes_back_as_it_was(verified, tmp_path):
     assert list(back["p_low"]) == [cell["p_low"] for cell in verified["cells"]]
 
 
+def test_a_file_that_is_there_is_not_replaced(verified, command, tmp_path):
+    pytest.importorskip("pyarrow")
+    for name in ("a.csv", "a.parquet"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError):
+        report.write_parquet(verified, tmp_path / "a.parquet")
+    report.write_json(verified, tmp_path / "result.json")
+    for option in ("--csv", "--parquet"):
+        assert command("result.json", option, f"a.{option[2:]}", "--out", "b.html")[0] == 2
+    assert {path.read_text() for path in tmp_path.glob("a.*")} == {"mine"}
+    assert not (tmp_path / "b.html").exists()
+
+
+def test_texts_are_drawn_and_printed_as_they_are(bounded, bracketed):
+    """No formula in a picture, no markup on a terminal, and no name is left out of a legend."""
+    network = r"[red]$\foo$[/x]"
+    result = copy.deepcopy(bounded)
+    for row in result["methods"][0]["norms"]:
+        row["layers"] = [network]
+        row["bounds"][0]["name"] = "_first"
+    result["plan"]["network"] = network
+    reading.check(result)
+    text = io.StringIO()
+    report.render(result, Console(file=text, width=200))
+    assert network in text.getvalue() and network in report.page(result)
+    ax = bound_words.plot(Figure().add_subplot(), result["methods"][0])
+    ax.figure.savefig(io.BytesIO())
+    legend = [entry.get_text() for entry in ax.get_legend().get_texts()]
+    assert " _first" in legend
+    assert all(r"\foo" in tick.get_text() for tick in ax.get_yticklabels())
+    result = copy.deepcopy(bracketed)
+    result["plan"]["pruning"], result["plan"]["layers"] = network, [network]
+    report.page(result)
+
+
 def test_a_missing_extra_is_named(verified, command, tmp_path, monkeypatch):
     report.write_json(verified, tmp_path / "result.json")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -166,32 +263,9 @@ def test_what_is_no_result_is_refused(command, tmp_path, text):
     assert command("none")[0] == 2 and command(".")[0] == 2
 
 
-NASTY = [None, True, -1, 2**70, 1e308, 10**400, "x", [], {}, [[]], "\x1b[31m", 0, 0.5, 1e-320]
-
-
-def spoiled(rng, value):
-    if isinstance(value, dict) and value and rng.random() < 0.95:
-        key = rng.choice(sorted(value))
-        return value | {key: spoiled(rng, value[key])}
-    if isinstance(value, list) and value and rng.random() < 0.95:
-        i = rng.randrange(len(value))
-        return [*value[:i], spoiled(rng, value[i]), *value[i + 1 :]]
-    return rng.choice(NASTY)
-
-
 def test_what_passes_the_checks_has_a_page(verified, bounded, bracketed):
-    rng, outcomes = random.Random(0), {"refused": 0, "shown": 0}
-    for i in range(90):
-        result = spoiled(rng, (verified, bounded, bracketed)[i % 3])
-        try:
-            reading.check(result)
-        except ValueError as error:
-            assert "\n" not in str(error)
-            outcomes["refused"] += 1
-        else:
-            report.page(result)
-            outcomes["shown"] += 1
-    assert min(outcomes.values()) > 10, outcomes
+    found = outcomes(random.Random(0), [verified, bounded, bracketed], 150)
+    assert min(found.values()) > 10, found
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
@@ -209,7 +283,8 @@ class TestInABrowser:
 
     def test_tables_sort_by_value_with_nothing_last(self, tmp_path):
         values = [(10.0, "a10"), (None, "a–"), (9.0, "a9"), (-1.0, "a-1")]
-        table = document.table(["x"], [[document.Cell(name, value)] for value, name in values])
+        rows = [[Cell(name, value)] for value, name in values]
+        table = document.table(Table(["x"], rows))
         for clicks, wanted in ((1, ["a-1", "a9", "a10", "a–"]), (2, ["a10", "a9", "a-1", "a–"])):
             click = "document.querySelector('th button').click();" * clicks
             source = f"<meta charset=utf-8>{table}<script>{document.SCRIPT}{click}</script>"

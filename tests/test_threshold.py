@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import math
+import random
 
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import optimize, special, stats
+from spoiling import outcomes
 
 import jaxprune as jp
 from jaxprune import engine, report, statistics
@@ -330,7 +333,8 @@ def test_plot_draws_every_closed_bracket(known_law, no_theorem):
     found = threshold(
         network, LAW, jp.magnitude, jp.Sublinear(0.5), widths=WIDE, trials=1500, deltas=[0.1, 0.3]
     )
-    for ax, variable in zip(words.plot(found).axes, ("eps", "delta"), strict=True):
+    for variable in ("eps", "delta"):
+        ax = words.plot(Figure().add_subplot(), found, variable)
         bars = [c for c in ax.collections if c.get_label().startswith("gap: exponent")]
         drawn = sorted(tuple(s[:, 1]) for s in bars[0].get_segments())
         plan = found["plan"]
@@ -345,6 +349,8 @@ def test_a_result_has_a_page_and_rows(result):
     assert read["plan"]["hash"] in report.page(read)
     rows = list(csv.DictReader(io.StringIO(report.to_csv(read))))
     assert [int(row["close"]) for row in rows] == [cell["close"] for cell in result["cells"]]
+    found = outcomes(random.Random(0), [read], 40)
+    assert min(found.values()) > 5, found
     read["cells"][0]["verdict"] = "sure"
     with pytest.raises(ValueError, match="verdict"):
         reading.check(read)

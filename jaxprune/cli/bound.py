@@ -3,10 +3,8 @@
 import argparse
 from pathlib import Path
 
-from jaxprune import pruning
+from jaxprune import pruning, report
 from jaxprune.cli import common, options
-from jaxprune.report import bound as words
-from jaxprune.report.page import write_json
 from jaxprune.studies.bound import bound
 
 
@@ -54,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         return common.fail(error, common.BAD_INPUT)
     if args.json:
         try:
-            write_json(result, args.json)
+            report.write_json(result, args.json)
         except OSError as error:
             return common.fail(f"{args.json}: {error.strerror}", common.ENVIRONMENT)
-    common.print_safely(lambda console: words.render(result, console))
+    common.print_safely(lambda console: report.render(result, console))
     return 0

@@ -7,15 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxprune.report.page import write_json
-from jaxprune.report.picture import NAME, write_picture
+from jaxprune import report
 from jaxprune.report.words import plain
 from jaxprune.studies.result import processor
 from jaxprune.types import BrokenInvariant
@@ -72,21 +70,12 @@ def reason(error: Exception, path: Path) -> str:
     return f"{path}: {str(error).partition(chr(10))[0]}"
 
 
-def carry_out(
-    args: argparse.Namespace,
-    study: Callable[[Callable], Result],
-    write_folder: Callable[[Result, Path], None],
-    render: Callable[[Result, Console], None],
-    picture: str,
-) -> int:
-    """Runs a study, writes its files, prints its table; returns the exit status.
+def carry_out(args: argparse.Namespace, study: Callable[[Callable], Result]) -> int:
+    """Runs a study, writes its files, prints its tables; returns the exit status.
 
     Args:
       args: with the command's name and the options of `add_outputs`.
       study: takes the progress callback, returns the result; a ValueError is bad input.
-      write_folder: `(result, folder)`.
-      render: `(result, console)`.
-      picture: name of the folder's file with the plots.
     """
     out = args.out or Path(time.strftime(f"{args.command}-%Y%m%d-%H%M%S"))
     started = time.perf_counter()
@@ -102,26 +91,19 @@ def carry_out(
 
     # Files first: a closed pipe must not cost a finished run.
     try:
-        write_folder(result, out)
+        report.write_folder(result, out)
         if args.json:
-            write_json(result, args.json)
+            report.write_json(result, args.json)
     except OSError as error:
         return fail(reason(error, out), ENVIRONMENT)
-
-    def show(console):
-        render(result, console)
-        print(f"\n{spent:.0f} s. {out}/result.json: every number; {out}/{picture}: the plots.")
-
-    print_safely(show)
+    print_safely(lambda console: show(result, out, spent, console))
     return 0
 
 
-def carry_out_and_draw(
-    args: argparse.Namespace, study: Callable[[Callable], Result], words: ModuleType
-) -> int:
-    """`carry_out` for a result with one plot; `words` is its module in `report`."""
-    write = lambda result, folder: write_picture(result, words.plot, folder)
-    return carry_out(args, study, write, words.render, NAME)
+def show(result: Result, folder: Path, spent: float, console: Console) -> None:
+    """Prints a result, and where its files are."""
+    report.render(result, console)
+    print(f"\n{spent:.0f} s. {folder}/result.json: every number; {folder}/report.html: the plots.")
 
 
 def print_safely(show: Callable[[Console], None]) -> None:

@@ -4,8 +4,6 @@ import argparse
 
 from jaxprune.cli import common
 from jaxprune.cli.setting import add_setting, read_setting
-from jaxprune.report import frontier as words
-from jaxprune.report.picture import NAME
 from jaxprune.studies.frontier import frontier
 
 
@@ -16,7 +14,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="bracket the largest sparsity at which a claim holds, at each width",
         description="Brackets the largest sparsity with P(gap <= eps) >= 1 - delta at each width, "
         "by simulation, beside the theorem's and infinite width's. Prints a table; writes a "
-        f"folder with result.json and {NAME}.",
+        "folder with result.json and report.html.",
     )
     command.add_argument("--eps", type=float, default=0.5, help="the gap that is allowed (0.5)")
     command.add_argument("--delta", type=float, default=0.05, help="1 - probability (0.05)")
@@ -40,4 +38,4 @@ def run(args: argparse.Namespace) -> int:
             progress=advance,
         )
 
-    return common.carry_out_and_draw(args, study, words)
+    return common.carry_out(args, study)

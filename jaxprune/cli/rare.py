@@ -3,8 +3,6 @@
 import argparse
 
 from jaxprune.cli import common, options
-from jaxprune.report import rare as words
-from jaxprune.report.picture import NAME
 from jaxprune.statistics import Splitting
 from jaxprune.studies.rare import rare
 
@@ -18,7 +16,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="estimate P(gap > eps) down to 1e-8 by multilevel splitting; certifies nothing",
         description="Estimates P(gap > eps) by multilevel splitting over weights and masks, from "
         "both ends of the gap's bracket, beside what theorems certify. Prints a table; writes a "
-        f"folder with result.json and {NAME}.",
+        "folder with result.json and report.html.",
     )
     options.add_network(command, (8,) * 4)
     options.add_law(command)
@@ -63,4 +61,4 @@ def run(args: argparse.Namespace) -> int:
             progress=advance,
         )
 
-    return common.carry_out_and_draw(args, study, words)
+    return common.carry_out(args, study)

@@ -1,14 +1,20 @@
 """`jaxprune report`."""
 
 import argparse
+import sqlite3
 import time
 from pathlib import Path
 
+import jax
+
 from jaxprune import report
 from jaxprune.cli import common
+from jaxprune.engine import Store
 from jaxprune.engine.packing import read_json
-from jaxprune.report import reading, tables
+from jaxprune.report import reading, rows
 from jaxprune.report.page import write_new
+from jaxprune.studies import sampling
+from jaxprune.studies.accounts import accounts
 from jaxprune.studies.kept import STORE
 from jaxprune.studies.result import sha256
 
@@ -26,6 +32,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add = command.add_argument
     add("run_path", type=Path, metavar="RUN", help="a run's folder, or its result.json")
     add("--out", type=Path, metavar="FILE", help="new page (report-DATE-TIME.html)")
+    add(
+        "--account", type=int, default=0, metavar="N", help="split the gap by layer, on N pairs of "
+        "each case that prunes two layers or more; needs the run's run.db (0: no account)"
+    )  # fmt: skip
     add("--csv", type=Path, metavar="FILE", help="a row a claim, in a new file")
     add("--parquet", type=Path, metavar="FILE", help="the same; needs jaxprune[tables]")
     return command
@@ -42,24 +52,41 @@ def run(args: argparse.Namespace) -> int:
         if len(set(paths)) < len(paths):
             raise ValueError("out, csv, parquet: different paths are needed")
         if args.parquet:
-            tables.optional("pandas")
-            tables.optional("pyarrow")
+            rows.optional("pandas")
+            rows.optional("pyarrow")
         path, result = read(args.run_path)
         kept = (path.parent / STORE).is_file()
-        page = report.page(result, run=str(path.parent) if kept else None)
+        split = _accounts(path.parent, result, args.account) if args.account else []
+        page = report.page(result, run=str(path.parent) if kept else None, accounts=split)
     except ValueError as error:
         return common.fail(error, common.BAD_INPUT)
+    except (sqlite3.Error, jax.errors.JaxRuntimeError) as error:
+        return common.fail(common.reason(error, args.run_path), common.ENVIRONMENT)
     try:
-        write_new(page, out)
-        if args.csv:
-            write_new(report.to_csv(result), args.csv)
         if args.parquet:
             report.write_parquet(result, args.parquet)
+        if args.csv:
+            write_new(report.to_csv(result), args.csv)
+        write_new(page, out)
+    except ValueError as error:
+        return common.fail(error, common.BAD_INPUT)
     except OSError as error:
         return common.fail(common.reason(error, out), common.ENVIRONMENT)
     written = [str(path) for path in (out, args.csv, args.parquet) if path]
     common.print_safely(lambda _: print(", ".join(written)))
     return 0
+
+
+def _accounts(folder, result, trials):
+    path = folder / STORE
+    if not path.is_file():
+        raise ValueError(f"account = {trials}: needs the run's {STORE}, there is none beside")
+    with Store.open(path) as store:
+        plan, _ = sampling.reopened(store)
+    if plan.hash != result["plan"]["hash"]:
+        raise ValueError(f"account = {trials}: {str(path)!r} is of another plan than the result")
+    with common.progress_bar() as advance:
+        return accounts(plan, trials, advance)
 
 
 def read(run: Path) -> tuple[Path, dict]:
@@ -70,6 +97,8 @@ def read(run: Path) -> tuple[Path, dict]:
     """
     try:
         path = run / "result.json" if run.is_dir() else run
+        if not run.exists():
+            raise ValueError("there is no such file or folder")
         if not path.is_file():
             raise ValueError("no result.json here; jaxprune resume, or merge, makes one")
         if path.stat().st_size > MAX_BYTES:

@@ -152,11 +152,9 @@ def run_kept(
     spent = time.perf_counter() - started
 
     def show(console):
-        report.render(result, console)
+        common.show(result, folder, spent, console)
         if not result["blocks"]["complete"]:
-            print(f"\nBlocks are missing: {goes_on}.")
-        files = f"{folder}/result.json: every number; {folder}/report.html: the plots."
-        print(f"\n{spent:.0f} s. {files}")
+            print(f"Blocks are missing: {goes_on}.")
 
     common.print_safely(show)
     return 0

@@ -5,8 +5,6 @@ import argparse
 from jaxprune.cli import common
 from jaxprune.cli.setting import add_setting, read_setting
 from jaxprune.pruning import Sublinear
-from jaxprune.report import threshold as words
-from jaxprune.report.picture import NAME
 from jaxprune.studies.threshold import DELTAS, WIDTHS, threshold
 
 
@@ -17,7 +15,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="bracket the least width at which a claim holds, and its exponents",
         description="Brackets the least width with P(gap <= eps) >= 1 - delta by simulation, and "
         "fits its exponents in 1/eps and 1/delta, beside the paper's and the theorem's. Prints "
-        f"tables; writes a folder with result.json and {NAME}.",
+        "tables; writes a folder with result.json and report.html.",
     )
     add = command.add_argument
     add("--alpha", type=float, default=0.5, help="D^(1 - alpha) of D weights are removed (0.5)")
@@ -48,4 +46,4 @@ def run(args: argparse.Namespace) -> int:
             progress=advance,
         )
 
-    return common.carry_out_and_draw(args, study, words)
+    return common.carry_out(args, study)

@@ -1,8 +1,7 @@
 """Results in words, pictures and tables; nothing is computed here."""
 
-from jaxprune.report.page import page, write_folder, write_json
-from jaxprune.report.table import render
-from jaxprune.report.tables import records, to_csv, to_dataframe, to_xarray, write_parquet
+from jaxprune.report.page import page, render, write_folder, write_json
+from jaxprune.report.rows import records, to_csv, to_dataframe, to_xarray, write_parquet
 
 __all__ = [
     "page",

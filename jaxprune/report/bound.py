@@ -1,55 +1,64 @@
-"""The result of `studies.bound` on the terminal; nothing is computed here."""
+"""The result of `studies.bound` in words, tables and a plot; nothing is computed here."""
 
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from matplotlib.axes import Axes
 
-from jaxprune.report.words import number, number_down, number_up, plain
+from jaxprune.report.plots import ticks_1_2_5
+from jaxprune.report.section import BEST, Cell, Drawing, Section, Table
+from jaxprune.report.words import claim_of, drawn, number, number_down, number_up
 
 ROUTES = {
     "norms": "products of norms (theorem 6)",
     "images": "images of the ball (theorem 8)",
 }
 _SPREAD = "spread"
-_NUMBERS = ("δ", "bound", "mean", "certified gap", "typical distance")
+_MARKERS = "osD^v<>PX*"
 
 
-def render(result: dict[str, Any], console: Console) -> None:
-    """Prints, for each method, the certificate, its events, the norms, and what else is known."""
-    plan = result["plan"]
-    for method in result["methods"]:
-        title = f"{plan['network']}: {method['pruning']}, {plan['amount']}, δ = {plan['delta']:g}"
-        console.print()
-        console.print(Text(plain(title), style="bold"))
-        for line in _sentences(plan, method):
-            console.print(Text(plain(line)))
-        console.print()
-        if method["certificate"]["events"]:
-            console.print(_events(method["certificate"]))
-            console.print(_norms(method["norms"]))
-        if method["inverses"]:
-            console.print(_inverses(plan, method["inverses"]))
-    console.print(Text(_CAPTION))
-    for name, reference in _references(result["methods"]).items():
-        console.print(Text(plain(f"{name}: {reference}.")))
+def sections(result: dict[str, Any]) -> list[Section]:
+    """One a method, its certificate, its events, the norms, and what else is known; then what the
+    words mean."""
+    references = _references(result["methods"])
+    said = [f"{name}: {reference}." for name, reference in references.items()]
+    if _SPREAD in references:
+        said.append("Spread: how many standard deviations above its mean a supremum may lie.")
+    return [
+        *(_method(result["plan"], method) for method in result["methods"]),
+        Section("What the words mean", notes=[*_CAPTION, *said]),
+    ]
+
+
+def _method(plan, method):
+    tables, drawings = [], []
+    if method["certificate"]["events"]:
+        tables += [_events(method["certificate"]), _norms(method["norms"])]
+        height = 1.0 + 0.9 * len(method["norms"])
+        drawings = [Drawing("Every norm bound", lambda ax: plot(ax, method), 7.6, height)]
+    if method["inverses"]:
+        tables.append(_inverses(plan, method["inverses"]))
+    return Section(
+        f"{plan['network']}: {method['pruning']}, {plan['amount']}, δ = {plan['delta']:g}",
+        text=list(_found(plan, method)),
+        drawings=drawings,
+        tables=tables,
+    )
 
 
 _CAPTION = (
-    "Certified: theorems, no sampling (proofs in jaxprune/bounds/README.md). Spread: how many "
-    "standard deviations above its mean a supremum may lie. Norms: each theorem's answer at δ by "
-    "itself, the least first. Typical distance: root mean square at one input, at infinite width: "
-    "an estimate, and below the gap, which is a supremum over inputs."
+    "Certified: theorems, no sampling (proofs in jaxprune/bounds/README.md).",
+    "Norms: each theorem's answer at δ by itself, the least first.",
+    "Typical distance: root mean square at one input, at infinite width: an estimate, and below "
+    "the gap, which is a supremum over inputs.",
 )
 
 
-def _sentences(plan, method):
+def _found(plan, method):
     certificate, limit, paper = method["certificate"], method["infinite_width"], method["paper"]
+    pruned = f"in {', '.join(plan['layers'])}"
     yield (
-        f"P(gap ≤ {number_up(certificate['eps'])}) ≥ 1 − {plan['delta']:g}, certified by "
-        f"{ROUTES[certificate['route']]}."
+        f"Certified by {ROUTES[certificate['route']]}: "
+        f"{claim_of(plan['delta'], number_up(certificate['eps']), pruned)}."
     )
     if limit:
         correlation = limit["correlation"]
@@ -75,40 +84,47 @@ def _down(sparsity):
 
 
 def _events(certificate):
-    table = _table("layer", "what is bounded", "δ", "bound", "by")
-    for event in certificate["events"]:
-        table.add_row(
+    rows = [
+        [
             event["layer"],
             event["what"],
-            number(event["delta"]),
-            number_up(event["value"]),
+            Cell(number(event["delta"]), event["delta"]),
+            Cell(number_up(event["value"]), event["value"]),
             _SPREAD if event["name"] == "deviations" else event["name"],
-        )
-    return table
+        ]
+        for event in certificate["events"]
+    ]
+    names = ("layer", "what is bounded", "δ", "bound", "by")
+    return Table(names, rows, left=["layer", "what is bounded", "by"])
 
 
-def _norms(rows):
-    table = _table("layers", "matrix", "mean", "bound", "theorem")
-    for row in rows:
+def _norms(norms):
+    rows = []
+    for row in norms:
         for i, answer in enumerate(row["bounds"]):
-            table.add_row(
-                ", ".join(row["layers"]) if i == 0 else "",
-                row["matrix"] if i == 0 else "",
-                "–" if answer["mean"] is None else number_up(answer["mean"]),
-                number_up(answer["value"]),
-                answer["name"],
-                style="bold" if i == 0 else None,
+            style = BEST if i == 0 else ""
+            mean = answer["mean"]
+            rows.append(
+                [
+                    Cell(", ".join(row["layers"]), style=style),
+                    Cell(row["matrix"], style=style),
+                    Cell("–" if mean is None else number_up(mean), mean, style),
+                    Cell(number_up(answer["value"]), answer["value"], style),
+                    Cell(answer["name"], style=style),
+                ]
             )
-    return table
+    names = ("layers", "matrix", "mean", "bound", "theorem")
+    return Table(names, rows, left=["layers", "matrix", "theorem"], group=2)
 
 
 def _inverses(plan, inverses):
     """Each row's two answers side by side."""
-    table = _table(f"for ε = {plan['eps']:g}", "certified gap", "typical distance")
+    names = (f"for ε = {plan['eps']:g}", "certified gap", "typical distance")
+    rows = []
 
     def row(name, answers, words):
         found = (answers["theorem"], answers["infinite_width"])
-        table.add_row(name, *("–" if answer is None else words(answer) for answer in found))
+        rows.append([name, *("–" if answer is None else words(answer) for answer in found)])
 
     row("P(gap > ε) at most", inverses["least_delta"], number_up)
     if width := inverses["least_width"]:
@@ -119,10 +135,43 @@ def _inverses(plan, inverses):
         row(
             f"layer by layer: weights of {name}",
             amounts,
-            lambda x, name=name: str(x["removed"][name]),
+            lambda x, name=name: str(x["removed"].get(name, "–")),
         )
     row("layer by layer: sparsity of all", amounts, lambda answer: _down(answer["sparsity"]))
-    return table
+    return Table(names, rows, left=names[:1])
+
+
+def plot(ax: Axes, method: dict[str, Any]) -> Axes:
+    """Every theorem's bound of every norm at delta, and those of which the certificate is made.
+
+    Args:
+      ax: to draw on.
+      method: one of the result's.
+    """
+    answers = [
+        (_theorem(answer["name"]), answer["value"], at)
+        for at, row in enumerate(method["norms"])
+        for answer in row["bounds"]
+    ]
+    names = list(dict.fromkeys(name for name, *_ in answers))
+    labels = [drawn(f"{', '.join(row['layers'])}: {row['matrix']}") for row in method["norms"]]
+    for i, name in enumerate(names):
+        found = [(value, at) for theorem, value, at in answers if theorem == name]
+        # Apart, so that equal bounds are seen.
+        shift = 0.5 * (i / max(len(names) - 1, 1) - 0.5)
+        x, y = zip(*found, strict=True)
+        marker = _MARKERS[i % len(_MARKERS)]
+        ax.plot(
+            x, [v + shift for v in y], marker, color=f"C{i % 10}", mfc="none", label=drawn(name)
+        )
+    ax.set_xscale("log")
+    ticks_1_2_5(ax.xaxis)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="x", lw=0.3)
+    ax.set_xlabel("operator norm, at most, each with probability at least 1 − δ")
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return ax
 
 
 def _references(methods):
@@ -137,10 +186,3 @@ def _references(methods):
 
 def _theorem(name):
     return _SPREAD if name == "deviations" else name.split(", p = ")[0]
-
-
-def _table(*names):
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in names:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left")
-    return table

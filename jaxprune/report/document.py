@@ -8,12 +8,12 @@ import base64
 import hashlib
 import html
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxprune.report.section import Drawing, Section, Table, cells
 from jaxprune.report.words import plain
 
 STYLE = """
@@ -24,8 +24,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
        max-width: 84rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-p, li, dl { max-width: 52rem; } p { margin: .6rem 0; }
-.claim { font-size: 1.1rem; }
+p, dl { max-width: 52rem; } p { margin: .6rem 0; font-size: .9rem; }
+.found { font-size: 1.05rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { opacity: .75; } dd { margin: 0; }
 .wide { overflow-x: auto; margin: .8rem 0; }
@@ -40,8 +40,8 @@ th button::after { content: " \\2195"; opacity: .45; }
 th[aria-sort=ascending] button::after { content: " \\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
 summary { cursor: pointer; font-weight: bold; margin: .8rem 0; }
-pre { font-size: .75rem; line-height: 1.35; overflow-wrap: normal; }
 code { font-size: .8rem; user-select: all; }
+.best { font-weight: bold; }
 .holds { color: #1b7837; } .violated { color: #b2182b; } .undecided { color: #8a6d00; }
 @media (prefers-color-scheme: dark) {
   .holds { color: #7fd68f; } .violated { color: #ff8a80; } .undecided { color: #e3c34b; }
@@ -90,43 +90,9 @@ POLICY = (
 )
 
 
-class Cell(NamedTuple):
-    """One cell of a table.
-
-    Attributes:
-      text: as shown.
-      value: by which it is sorted; None where there is nothing, a string for its own text.
-      style: a class of the style sheet, or "".
-    """
-
-    text: str
-    value: float | str | None = ""
-    style: str = ""
-
-
-class Drawing(NamedTuple):
-    """A picture to be made.
-
-    Attributes:
-      name: what it shows, for those who cannot see it.
-      draw: on axes.
-      width, height: inches.
-    """
-
-    name: str
-    draw: Callable[[Axes], Axes]
-    width: float = 6.4
-    height: float = 4.2
-
-
 def text(value: Any) -> str:
     """Text that is nothing but text, in an element or an attribute."""
     return html.escape(plain(value), quote=True)
-
-
-def paragraph(value: Any, style: str = "") -> str:
-    """A paragraph of plain text."""
-    return f"<p class='{style}'>{text(value)}</p>" if style else f"<p>{text(value)}</p>"
 
 
 def facts(rows: Mapping[str, Any]) -> str:
@@ -135,29 +101,19 @@ def facts(rows: Mapping[str, Any]) -> str:
     return f"<dl>{inner}</dl>"
 
 
-def table(
-    names: Sequence[str], rows: Iterable[Sequence[Cell | str]], *, left: Sequence[str] = ()
-) -> str:
-    """A table whose columns sort.
-
-    Args:
-      names: of the columns.
-      rows: as many cells each; a string is a `Cell` that sorts by its text.
-      left: names of the columns whose text starts at the left.
-    """
-    aligned = [" class='left'" if name in left else "" for name in names]
+def table(shown: Table) -> str:
+    """A table whose columns sort, folded away if it has a title."""
+    left = [name in shown.left for name in shown.names]
     head = "".join(
-        f"<th scope='col'{a}>{text(name)}</th>" for name, a in zip(names, aligned, strict=True)
+        f"<th scope='col'{' class=left' * at_left}>{text(name)}</th>"
+        for name, at_left in zip(shown.names, left, strict=True)
     )
-    body = []
-    for row in rows:
-        cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
-        body.append("".join(_cell(c, name in left) for c, name in zip(cells, names, strict=True)))
-    inner = "".join(f"<tr>{row}</tr>" for row in body)
-    return (
+    body = "".join(f"<tr>{''.join(map(_cell, cells(row), left))}</tr>" for row in shown.rows)
+    whole = (
         f"<div class='wide' tabindex='0'><table class='sort'><thead><tr>{head}</tr></thead>"
-        f"<tbody>{inner}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>"
     )
+    return folded(shown.title, whole) if shown.title else whole
 
 
 def _cell(cell, left):
@@ -166,34 +122,34 @@ def _cell(cell, left):
     if cell.value is None:
         marks += " data-v=''"
     elif not isinstance(cell.value, str):
-        marks += f" data-v='{cell.value!r}'"
+        marks += f" data-v='{text(repr(cell.value))}'"
     shown = f"<code>{text(cell.text)}</code>" if cell.style == "code" else text(cell.text)
     return f"<td{marks}>{shown}</td>"
-
-
-def lines(value: str) -> str:
-    """Text that is nothing but text, its lines kept."""
-    return "\n".join(map(text, value.splitlines()))
 
 
 def picture(drawing: Drawing) -> str:
     """A figure, its PNG inside the page."""
     figure = Figure(figsize=(drawing.width, drawing.height), layout="constrained")
     drawing.draw(figure.add_subplot())
-    return encoded(figure, drawing.name)
-
-
-def encoded(figure: Figure, name: str) -> str:
-    """A figure that is drawn, its PNG inside the page; `name` is for those who cannot see it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<figure><img alt='{text(name)}' src='data:image/png;base64,{data}'></figure>"
+    return f"<figure><img alt='{text(drawing.name)}' src='data:image/png;base64,{data}'></figure>"
 
 
 def pictures(drawings: Iterable[Drawing]) -> str:
     """Figures side by side, as many as there is room for."""
     return f"<div class='plots'>{''.join(map(picture, drawings))}</div>"
+
+
+def section(shown: Section) -> Iterator[str]:
+    """Its heading, what was found, pictures, tables, notes."""
+    yield f"<h2>{text(shown.title)}</h2>"
+    yield from (f"<p class='found'>{text(value)}</p>" for value in shown.text)
+    if shown.drawings:
+        yield pictures(shown.drawings)
+    yield from map(table, shown.tables)
+    yield from (f"<p>{text(value)}</p>" for value in shown.notes)
 
 
 def folded(name: str, inner: str) -> str:

@@ -1,14 +1,20 @@
-"""The result of `studies.frontier` as a table and a plot; nothing is computed here."""
+"""The result of `studies.frontier` in words, tables and a plot; nothing is computed here."""
 
 from typing import Any
 
-from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from matplotlib.axes import Axes
 
-from jaxprune.report.words import law, number_down, number_up, percent, plain
+from jaxprune.report.section import Cell, Drawing, Section, Table
+from jaxprune.report.words import (
+    claim_of,
+    drawn,
+    judged_cells,
+    judged_names,
+    law,
+    number_down,
+    number_up,
+    percent,
+)
 
 OPEN_BECAUSE = {
     "bracket": "the gap's bracket",
@@ -18,48 +24,78 @@ OPEN_BECAUSE = {
 }
 
 
-def render(result: dict[str, Any], console: Console) -> None:
-    """Prints one row a width, then what the columns mean."""
-    plan = result["plan"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("network")
-    for name in ("holds\nup to", "violated\nfrom", "between them", "theorem", "infinite\nwidth"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for p in result["points"]:
-        table.add_row(
-            Text(plain(p["network"])),
-            _sparsity(p["holds"], number_down),
-            _sparsity(p["violated"], number_up),
-            OPEN_BECAUSE[p["open_because"]],
-            _sparsity(p["theorem"], number_down),
-            _sparsity(p["infinite_width"], number_down),
-        )
-    console.print()
-    console.print(Text(plain(_title(plan)), style="bold"))
-    console.print(table)
-    for line in caption(plan):
-        console.print(Text(line), soft_wrap=False)
-
-
-def caption(plan: dict[str, Any]) -> list[str]:
-    """What the columns mean, with the confidence in words."""
+def sections(result: dict[str, Any]) -> list[Section]:
+    """One: the claim, what is known of its frontier, the plot, a row a width."""
     return [
-        f"Sparsity of {', '.join(plain(name) for name in plan['layers'])}. Claim at each: "
-        f"P(gap ≤ ε) ≥ 1 − δ; gap: sup ‖F(x) − f(x)‖ over the unit ball.",
+        Section(
+            _title(result["plan"]),
+            text=_found(result),
+            drawings=[Drawing("The frontier by width", lambda ax: plot(ax, result), 7.2, 5.0)],
+            tables=[_points(result), _probes(result)],
+            notes=_notes(result["plan"]),
+        )
+    ]
+
+
+def _found(result):
+    plan, last = result["plan"], result["points"][-1]
+    pruned = f"to sparsity s in {', '.join(plan['layers'])}"
+    yield f"Claim: {claim_of(plan['delta'], plan['eps'], pruned)}. Frontier: the largest such s."
+    holds, violated = last["holds"], last["violated"]
+    said = f"holds up to s = {_sparsity(holds, number_down)}" if holds else "is shown at no s"
+    said += f", is violated from {_sparsity(violated, number_up)} on" if violated else ""
+    yield f"{last['network']}: it {said}, with {percent(plan['confidence'])} confidence."
+
+
+def _points(result):
+    names = (
+        "network", "holds\nup to", "violated\nfrom", "between them", "theorem", "infinite\nwidth",
+    )  # fmt: skip
+    rows = [
+        [
+            Cell(p["network"], p["width"]),
+            Cell(_sparsity(p["holds"], number_down), p["holds"]),
+            Cell(_sparsity(p["violated"], number_up), p["violated"]),
+            OPEN_BECAUSE[p["open_because"]],
+            Cell(_sparsity(p["theorem"], number_down), p["theorem"]),
+            Cell(_sparsity(p["infinite_width"], number_down), p["infinite_width"]),
+        ]
+        for p in result["points"]
+    ]
+    return Table(names, rows, left=["network"])
+
+
+def _probes(result):
+    rows = [
+        [
+            Cell(p["network"], p["width"]),
+            Cell(f"{100 * probe['sparsity']:.3g} %", probe["sparsity"]),
+            *judged_cells(probe),
+        ]
+        for p in result["points"]
+        for probe in p["probes"]
+    ]
+    names = ("network", "sparsity", *judged_names(result["plan"]["confidence"]))
+    return Table(
+        names, rows, left=["network", "verdict"], title=f"{len(rows)} sparsities looked at"
+    )
+
+
+def _notes(plan):
+    return [
         f"With {percent(plan['confidence'])} confidence every verdict is right, of all "
         f"{plan['cells']} sparsities of the grids, in steps of {percent(plan['resolution'])}; "
-        f"{plan['trials']} trials a width.",
+        f"{plan['trials']} trials a width. Verdicts are those of the sparsities looked at; of the "
+        "others, that the claim gets no easier with sparsity is assumed.",
         "Between the two ends, why the frontier is not known better: the gap's bracket (no number "
         "of trials would decide), too few trials, or the grid's step.",
         "Theorem: certified, no sampling. Infinite width: an estimate, a typical gap at one input.",
     ]
 
 
-def plot(result: dict[str, Any]) -> Figure:
+def plot(ax: Axes, result: dict[str, Any]) -> Axes:
     """Brackets of the frontier by width, between the theorem's line and infinite width's."""
     plan, points = result["plan"], result["points"]
-    figure = Figure(figsize=(7.2, 5.0), layout="constrained")
-    ax = figure.add_subplot()
     widths = [p["width"] for p in points]
     known = [p[key] for p in points for key in ("holds", "violated", "theorem", "infinite_width")]
     floor = 0.5 * min((q for q in known if q), default=1.0)
@@ -84,11 +120,11 @@ def plot(result: dict[str, Any]) -> Figure:
     ax.set_yscale("log")
     ax.set_ylim(bottom=0.9 * floor, top=1.25)
     ax.set_xticks(widths, [str(d) for d in widths])
-    ax.set_xlabel("width")
-    ax.set_ylabel(f"sparsity of {', '.join(plain(name) for name in plan['layers'])}"[:60])
-    ax.set_title(plain(_title(plan)), fontsize=9, parse_math=False)
+    ax.set_xlabel("width (neurons)")
+    ax.set_ylabel(f"sparsity (share) of {drawn(', '.join(plan['layers']))}"[:60])
+    ax.set_title(drawn(_title(plan)), fontsize=9)
     ax.legend(fontsize=7.5, loc="best")
-    return figure
+    return ax
 
 
 def _title(plan):

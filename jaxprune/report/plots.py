@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from jaxprune.report.words import number_up, plain, target
+from jaxprune.report.words import drawn, number_up, target
 from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, VIOLATED
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -58,7 +60,7 @@ def gap_against_width(
         for fit in fits:
             if (fit["pruning"], fit["amount"]) == (group[0]["pruning"], group[0]["amount"]):
                 _power_laws(ax, fit, color)
-    if fits:
+    if any(fit["median_lower"] or fit["median_upper"] for fit in fits):
         ax.plot([], [], "-", color="grey", lw=0.8, label="power laws fitted to the medians")
     ax.set_xscale("log", base=2)
     _log(ax, "y")
@@ -194,12 +196,22 @@ def _power_laws(ax, fit, color):
 
 def _log(ax, axis):
     """A log axis; where no number is finite and positive there is none, and a note says so."""
-    least = ax.dataLim.minposx if axis == "x" else ax.dataLim.minposy
-    if math.isfinite(least):
-        ax.set(**{f"{axis}scale": "log"})
-    else:
+    low, high = (ax.dataLim.minposx, ax.dataLim.x1) if axis == "x" else (
+        ax.dataLim.minposy, ax.dataLim.y1)  # fmt: skip
+    if not math.isfinite(low):
         note = "no finite, positive gap to draw"
         ax.text(0.5, 0.5, note, transform=ax.transAxes, ha="center", color="grey")
+        return
+    ax.set(**{f"{axis}scale": "log"})
+    if high < 100 * low:  # powers of ten alone would be too few, every tenth too many
+        ticks_1_2_5(ax.xaxis if axis == "x" else ax.yaxis)
+
+
+def ticks_1_2_5(axis: Axis) -> None:
+    """Labels 1, 2, 5, 10, ... on a log axis of few decades."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _brackets(ax, x, cells, name, i):
@@ -226,12 +238,13 @@ def _series(cells, *keys):
     varying = [key for key in keys if len({cell[key] for cell in cells}) > 1] or keys[:1]
     series: dict[str, list] = {}
     for cell in cells:
-        series.setdefault(" ".join(cell[key].split(",")[0] for key in varying), []).append(cell)
+        name = drawn(" ".join(cell[key].split(",")[0] for key in varying))
+        series.setdefault(name, []).append(cell)
     return series
 
 
 def _title(ax, text):
-    ax.set_title(plain(text), fontsize=9, parse_math=False)
+    ax.set_title(drawn(text), fontsize=9)
 
 
 def _width(cell):

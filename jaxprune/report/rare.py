@@ -1,16 +1,13 @@
-"""The result of `studies.rare` as a table and a plot; nothing is computed here."""
+"""The result of `studies.rare` in words, a table and a plot; nothing is computed here."""
 
 import math
 from typing import Any
 
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from jaxprune.report.words import law, number, number_down, number_up, percent, plain
+from jaxprune.report.section import Cell, Drawing, Section, Table
+from jaxprune.report.words import drawn, law, number, number_down, number_up, percent
 from jaxprune.statistics.splitting import EXTINCT, MIXING, SPREAD, UNRELIABLE
 
 DOUBTS = {
@@ -20,62 +17,73 @@ DOUBTS = {
 }
 
 
-def render(result: dict[str, Any], console: Console) -> None:
-    """Prints one row an end of the bracket, then what the columns mean and what is proved."""
-    plan = result["plan"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("P(end > ε)")
-    for name in (
-        "estimate",
-        "limits",
-        "by replicas\nof half the moves",
-        "trials that\nwould certify",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("checks")
-    for end, found in result["ends"].items():
-        short = found["short_replicas"]
-        trials = found["certifying_trials"]
-        table.add_row(
-            f"{end} end",
-            number(found["p"]),
-            f"{number_down(found['low'])} – {number_up(found['high'])}",
-            number(sum(short) / len(short)),
-            "> 10^12" if trials is None else f"{trials:,}",
-            _checks(found),
-        )
-    console.print()
-    console.print(Text(plain(_title(plan)), style="bold"))
-    console.print(table)
-    for line in caption(result):
-        console.print(Text(plain(line)), soft_wrap=False)
-
-
-def caption(result: dict[str, Any]) -> list[str]:
-    """What the columns mean, what they do not, and what the theorems say."""
-    plan = result["plan"]
-    proved = "no theorem here bounds P(gap > ε) below 1"
-    if result["theorem"] is not None:
-        proved = f"certified by theorem: P(gap > ε) ≤ {number_up(result['theorem'])}"
+def sections(result: dict[str, Any]) -> list[Section]:
+    """One: what is estimated, the replicas, a row an end of the bracket, what is proved."""
     return [
-        f"Gap: sup ‖F(x) − f(x)‖ over the unit ball; pruned: {', '.join(plan['layers'])}. "
-        "P(gap > ε) lies between the probabilities of the two ends; a pair that is not finite "
-        "counts as above ε at the upper end only.",
-        f"All of this is estimated: limits are Student's, {percent(plan['confidence'])} each, and "
-        "about right if the moves mix. A part of the event that the replicas never met is not "
-        "seen, whatever the checks say.",
-        "Trials that would certify: so many independent pairs without a failure show, at the "
-        "confidence of the limits, a probability at most the upper limit.",
-        f"Beside it, {proved}.",
+        Section(
+            _title(result["plan"]),
+            text=_found(result),
+            drawings=[Drawing("Every replica", lambda ax: plot(ax, result), 7.2, 4.0)],
+            tables=[_ends(result)],
+            notes=_notes(result),
+        )
     ]
 
 
-def plot(result: dict[str, Any]) -> Figure:
-    """Every replica's estimate, both numbers of moves, with the limits of each end."""
+def _found(result):
     plan, ends = result["plan"], result["ends"]
-    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-    ax = figure.add_subplot()
-    for row, found in enumerate(ends.values()):
+    low, high = number_down(ends["lower"]["low"]), number_up(ends["upper"]["high"])
+    yield (
+        f"Estimated: a network pruned in {', '.join(plan['layers'])} is further than "
+        f"{plan['eps']:g} from the network it was pruned from, at some input of the unit ball, "
+        f"with probability {low} to {high} (limits at {percent(plan['confidence'])} each). "
+        + _proved(result)
+    )
+
+
+def _proved(result):
+    if result["theorem"] is None:
+        return "No theorem here bounds that probability below 1."
+    return f"Certified by theorem: P(gap > ε) ≤ {number_up(result['theorem'])}."
+
+
+def _ends(result):
+    names = (
+        "P(end > ε)", "estimate", "limits", "by replicas\nof half the moves",
+        "trials that\nwould certify", "checks",
+    )  # fmt: skip
+    rows = []
+    for end, found in _both(result):
+        half = sum(found["short_replicas"]) / len(found["short_replicas"])
+        trials = found["certifying_trials"]
+        rows.append(
+            [
+                f"{end} end",
+                Cell(number(found["p"]), found["p"]),
+                Cell(f"{number_down(found['low'])} – {number_up(found['high'])}", found["high"]),
+                Cell(number(half), half),
+                Cell("> 10^12" if trials is None else f"{trials:,}", trials),
+                _checks(found),
+            ]
+        )
+    return Table(names, rows, left=["P(end > ε)", "checks"])
+
+
+def _notes(result):
+    return [
+        "P(gap > ε) lies between the probabilities of the two ends; a pair that is not finite "
+        "counts as above ε at the upper end only.",
+        "All of this is estimated: limits are Student's, and about right if the moves mix. A part "
+        "of the event that the replicas never met is not seen, whatever the checks say.",
+        "Trials that would certify: so many independent pairs without a failure show, at the "
+        "confidence of the limits, a probability at most the upper limit.",
+    ]
+
+
+def plot(ax: Axes, result: dict[str, Any]) -> Axes:
+    """Every replica's estimate, both numbers of moves, with the limits of each end."""
+    plan, ends = result["plan"], _both(result)
+    for row, found in enumerate(found for _, found in ends):
         kinds = ((found["short_replicas"], "x", -0.15), (found["replicas"], "o", 0.15))
         for values, marker, shift in kinds:
             shown = [p for p in values if p]
@@ -94,18 +102,22 @@ def plot(result: dict[str, Any]) -> Figure:
     low, high = ax.get_xlim()
     ax.set_xlim(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high)))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_yticks(range(len(ends)), [f"{end} end" for end in ends])
+    ax.set_yticks(range(len(ends)), [f"{end} end" for end, _ in ends])
     ax.set_ylim(-0.6, len(ends) + 0.3)
     ax.set_xlabel(f"P(end of the gap's bracket > {plan['eps']:g}), estimated")
-    ax.set_title(plain(_title(plan)), fontsize=9, parse_math=False)
+    ax.set_title(drawn(_title(plan)), fontsize=9)
     ax.legend(fontsize=7.5, loc="upper left", ncols=2)
-    return figure
+    return ax
 
 
 def _title(plan):
     return (
         f"{plan['network']}: {plan['pruning']}, {plan['amount']}, ε = {plan['eps']:g}; {law(plan)}"
     )
+
+
+def _both(result):
+    return [(end, result["ends"][end]) for end in ("lower", "upper")]
 
 
 def _checks(found):

@@ -60,6 +60,11 @@ def check(result: Any) -> str:
     """
     name = kind(result)
     CHECKS[name]("", result)
+    if name == THRESHOLD:
+        plan, found = result["plan"], result["thresholds"]
+        for key, at in (("delta", plan["delta"]), ("eps", plan["eps_of_deltas"])):
+            if not any(row[key] == at for row in found):
+                raise ValueError(f"thresholds: one with {key} = {at} is needed")
     if name == VERIFY:
         for i, cell in enumerate(result["cells"]):
             if sum(cell[key] for key in _COUNTS) != cell["trials"]:
@@ -121,10 +126,10 @@ def _list(inner: Check, least: int = 0) -> Check:
     return check
 
 
-def _record(**checks: Check) -> Check:
+def _record(*, exact: bool = False, **checks: Check) -> Check:
     def check(at, value):
-        if not isinstance(value, Mapping):
-            raise _wrong(at, value, "an object is needed")
+        if not isinstance(value, Mapping) or (exact and value.keys() - checks.keys()):
+            raise _wrong(at, value, f"an object of {', '.join(checks)} is needed")
         for key, inner in checks.items():
             name = f"{at}.{key}" if at else key
             if key not in value:
@@ -132,6 +137,12 @@ def _record(**checks: Check) -> Check:
             inner(name, value[key])
 
     return check
+
+
+def _pair(at, value):
+    _list(_gap, 2)(at, value)
+    if len(value) > 2:
+        raise _wrong(at, value, "two numbers are needed")
 
 
 def _mapping(inner: Check) -> Check:
@@ -164,7 +175,6 @@ _positive = _number(1e-100, LARGEST)
 _count = _number(0, 10**12, whole=True)
 _width = _number(1, 10**12, whole=True)
 _signed = _number(-LARGEST, LARGEST)
-_exponent = _number(-100.0, 100.0)
 _texts = _list(_text)
 _quantiles = _record(**dict.fromkeys(LEVELS, _or_null(_gap)))
 _COUNTS = ("close", "between", "far", "nonfinite")
@@ -209,7 +219,14 @@ _cell = _record(
     worst_trials=_list(_record(trial=_count, gap=_or_null(_gap))),
 )
 
-_fit = _record(slope=_exponent, low=_signed, high=_signed, intercept=_exponent, lack_of_fit=_share)
+# A law of such a slope over such widths stays within float64.
+_fit = _record(
+    slope=_number(-20.0, 20.0),
+    low=_signed,
+    high=_signed,
+    intercept=_number(-100.0, 100.0),
+    lack_of_fit=_share,
+)
 
 _law = _record(family=_text, scaling=_text)
 _setting = {
@@ -222,7 +239,29 @@ _setting = {
     "delta": _inside,
     "cells": _count,
 }
+
+
+def _exponent_of(at, value):
+    """Limits and points are there but where an exponent is the paper's."""
+    _record(of=_text, kind=_text, estimate=_or_null(_signed))(at, value)
+    if value["kind"] != "paper":
+        known = _or_null(_signed) if value["estimate"] is None else _signed
+        scatter = dict.fromkeys(("scatter_low", "scatter_high"), _or_null(_signed))
+        _record(low=known, high=known, **scatter, points=_count)(at, value)
+
+
 _bracket = _record(above=_or_null(_width), most=_or_null(_width))
+
+
+def _answers(inner: Check) -> Check:
+    return _record(theorem=_or_null(inner), infinite_width=_or_null(inner))
+
+
+def _widths_and_answers(at, value):
+    _answers(_width)(at, value)
+    _record(widths=_list(_plain, 2))(at, value)
+
+
 _answer = {"name": _text, "reference": _text, "value": _gap}
 
 CHECKS: Mapping[str, Check] = {
@@ -240,14 +279,16 @@ CHECKS: Mapping[str, Check] = {
             exploratory=_flag,
         ),
         environment=_environment,
-        blocks=_record(complete=_flag, tallies=_text, audited=_or_null(_count)),
+        blocks=_record(
+            complete=_flag, tallies=_text, audited=_or_null(_count), failed_audit=_or_null(_text)
+        ),
         cells=_list(_cell, 1),
         exponents=_list(
             _record(
                 experiment=_text,
                 pruning=_text,
                 amount=_text,
-                widths=_list(_width, 1),
+                widths=_list(_number(1, 2**31, whole=True), 1),
                 median_lower=_or_null(_fit),
                 median_upper=_or_null(_fit),
                 typical=_or_null(_fit),
@@ -301,7 +342,7 @@ CHECKS: Mapping[str, Check] = {
             ),
             1,
         ),
-        exponents=_list(_record(of=_text, kind=_text, estimate=_or_null(_signed))),
+        exponents=_list(_exponent_of),
     ),
     RARE: _record(
         plan=_record(
@@ -317,6 +358,7 @@ CHECKS: Mapping[str, Check] = {
         ),
         environment=_environment,
         ends=_record(
+            exact=True,
             **dict.fromkeys(
                 ("lower", "upper"),
                 _record(
@@ -328,7 +370,7 @@ CHECKS: Mapping[str, Check] = {
                     doubts=_list(_one_of(MIXING, SPREAD, EXTINCT)),
                     certifying_trials=_or_null(_number(0, math.inf, whole=True)),
                 ),
-            )
+            ),
         ),
         theorem=_or_null(_share),
     ),
@@ -357,7 +399,17 @@ CHECKS: Mapping[str, Check] = {
                         bounds=_list(_record(**_answer, mean=_or_null(_gap))),
                     )
                 ),
-                thresholds=_mapping(_list(_gap, 2)),
+                thresholds=_mapping(_pair),
+                inverses=_or_null(
+                    _record(
+                        least_delta=_answers(_share),
+                        largest_sparsity=_answers(_share),
+                        largest_amounts=_answers(
+                            _record(removed=_mapping(_count), sparsity=_share)
+                        ),
+                        least_width=_or_null(_widths_and_answers),
+                    )
+                ),
                 infinite_width=_or_null(_record(typical_gap=_gap, correlation=_or_null(_signed))),
                 paper=_record(
                     theorem=_or_null(_text),

@@ -1,6 +1,7 @@
 """Results as plain rows: CSV, Parquet, pandas, xarray."""
 
 import csv
+import errno
 import importlib
 import io
 import json
@@ -107,14 +108,22 @@ def to_xarray(result: Mapping[str, Any]) -> Any:
 
 
 def write_parquet(result: Mapping[str, Any], path: Path) -> None:
-    """`records` as a new Parquet file.
+    """`records` as a new Parquet file; texts have no control characters.
 
     Raises:
-      ValueError: pandas or pyarrow is not installed.
+      ValueError: pandas or pyarrow is not installed, or a column is of no one type.
+      FileExistsError: there is one.
     """
-    optional("pyarrow")
-    with whole(path) as part:
-        to_dataframe(result).to_parquet(part, engine="pyarrow")
+    arrow = optional("pyarrow")
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, "exists", str(path))
+    frame = to_dataframe(result).map(lambda x: plain(x) if isinstance(x, str) else x)
+    try:
+        with whole(path) as part:
+            frame.to_parquet(part, engine="pyarrow")
+    except (arrow.ArrowException, OverflowError) as error:
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"parquet = {str(path)!r}: {told}") from None
 
 
 def optional(name: str) -> Any:

@@ -1,15 +1,11 @@
-"""The result of `studies.threshold` as tables and a plot; nothing is computed here."""
+"""The result of `studies.threshold` in words, tables and plots; nothing is computed here."""
 
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from jaxprune.report.words import law, number, percent, plain
+from jaxprune.report.section import Cell, Drawing, Section, Table
+from jaxprune.report.words import claim_of, judged_cells, judged_names, law, number, percent
 
 KINDS = {
     "gap": ("gap", "C0", "solid", 1.0),
@@ -22,25 +18,44 @@ LINES = {
 }
 
 
-def render(result: dict[str, Any], console: Console) -> None:
-    """Prints the thresholds, the exponents, and what they mean."""
-    console.print()
-    console.print(Text(plain(_title(result["plan"])), style="bold"))
-    console.print(_thresholds(result))
-    console.print(_exponents(result))
-    for line in caption(result["plan"]):
-        console.print(Text(line), soft_wrap=False)
+def sections(result: dict[str, Any]) -> list[Section]:
+    """One: the claim, brackets of the least width, its exponents, the plots."""
+    draw = lambda variable: lambda ax: plot(ax, result, variable)
+    return [
+        Section(
+            _title(result["plan"]),
+            text=_found(result),
+            drawings=[
+                Drawing(f"The threshold width against 1/{sign}", draw(variable), 6.4, 6.4)
+                for variable, sign in (("eps", "ε"), ("delta", "δ"))
+            ],
+            tables=[_thresholds(result), _exponents(result), _cells(result)],
+            notes=_notes(result["plan"]),
+        )
+    ]
 
 
-def caption(plan: dict[str, Any]) -> list[str]:
-    """What the columns mean, with every confidence in words."""
+def _found(result):
+    plan = result["plan"]
+    pruned = f"from which {plan['amount']} weights of {', '.join(plan['layers'])} are removed"
+    yield f"Claim: {claim_of('δ', 'ε', pruned)}. d*: the least width at which that is so."
+    for row in result["exponents"]:
+        if (row["of"], row["kind"]) == ("1/eps", "gap") and row["estimate"] is not None:
+            yield (
+                f"At δ = {plan['delta']:g} the slope of log d* in log 1/ε is "
+                f"{row['estimate']:.2f}, between {row['low']:.2f} and {row['high']:.2f} with "
+                f"{percent(plan['confidence'])} confidence, from {row['points']} values of ε."
+            )
+
+
+def _notes(plan):
     confidence = percent(plan["confidence"])
     twice = percent(1.0 - 2.0 * (1.0 - plan["confidence"]))
     pilot = " ε: picked by a pilot of other trials." if plan["eps_source"] == "pilot" else ""
     return [
-        "d*: the least width with P(gap ≤ ε) ≥ 1 − δ, more than the first number and at most the "
-        "second; – where no width simulated shows it. The same for either end of the gap's bracket "
-        "in the gap's place. Theorem: certified, no sampling. Infinite width: an estimate.",
+        "d*: more than the first number and at most the second; – where no width simulated shows "
+        "it. The same for either end of the gap's bracket in the gap's place. Theorem: certified, "
+        "no sampling. Infinite width: an estimate.",
         f"With {confidence} confidence every verdict is right, of all {plan['cells']} cells "
         f"(width, ε, δ); {plan['trials']} trials a width.{pilot} That d* exceeds a violated width "
         "assumes that smaller widths are violated too.",
@@ -50,16 +65,14 @@ def caption(plan: dict[str, Any]) -> list[str]:
     ]
 
 
-def plot(result: dict[str, Any]) -> Figure:
-    """Brackets of d* against 1/ε and 1/δ, with the theorem's and infinite width's lines."""
-    figure = Figure(figsize=(11.0, 6.4), layout="constrained")
-    for ax, variable in zip(figure.subplots(1, 2), ("eps", "delta"), strict=True):
-        _panel(ax, result, variable)
-    figure.suptitle(plain(_title(result["plan"])), fontsize=9, parse_math=False)
-    return figure
+def plot(ax: Axes, result: dict[str, Any], variable: str) -> Axes:
+    """Brackets of d*, with the theorem's and infinite width's lines.
 
-
-def _panel(ax: Axes, result, variable):
+    Args:
+      ax: to draw on.
+      result: of the study.
+      variable: "eps", against 1/ε, or "delta", against 1/δ.
+    """
     plan, rows = result["plan"], _along(result, variable)
     x = [1.0 / t[variable] for t in rows]
     for kind, (label, color, style, shift) in KINDS.items():
@@ -95,11 +108,12 @@ def _panel(ax: Axes, result, variable):
     values = [t[variable] for t in rows]
     ax.set_xticks(x, [f"1/{v:g}" for v in values], rotation=45)
     ax.set_xlabel("1/ε" if variable == "eps" else "1/δ")
-    ax.set_ylabel("width")
+    ax.set_ylabel("width (neurons)")
     fixed = f"δ = {plan['delta']:g}" if variable == "eps" else f"ε = {plan['eps_of_deltas']:g}"
     ax.set_title(fixed, fontsize=9)
     ax.plot([], [], "k^", mfc="none", ms=5, ls="", label="arrows: open on that side")
     ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    return ax
 
 
 def _paper(ax, x, rows, plan):
@@ -137,33 +151,55 @@ def _estimate(result, variable, kind):
 
 
 def _thresholds(result):
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("ε", "δ", "d*", "of lower ends", "of upper ends", "theorem", "infinite width"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for t in result["thresholds"]:
-        brackets = (f"{number(t[k]['above'])} to {number(t[k]['most'])}" for k in KINDS)
-        table.add_row(
-            number(t["eps"]),
-            number(t["delta"]),
-            *brackets,
-            str(t["theorem"] or "–"),
-            str(t["infinite_width"] or "–"),
-        )
-    return table
+    names = ("ε", "δ", "d*", "of lower ends", "of upper ends", "theorem", "infinite width")
+    rows = [
+        [
+            Cell(number(t["eps"]), t["eps"]),
+            Cell(number(t["delta"]), t["delta"]),
+            *(Cell(_bracket(t[kind]), t[kind]["most"]) for kind in KINDS),
+            *(Cell(str(t[key] or "–"), t[key]) for key in LINES),
+        ]
+        for t in result["thresholds"]
+    ]
+    return Table(names, rows)
+
+
+def _bracket(ends):
+    return f"{number(ends['above'])} to {number(ends['most'])}"
 
 
 def _exponents(result):
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("exponent of d* in")
-    for name in ("", "estimate", "limits", "with scatter", "points"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("exponent of d* in", "of", "estimate", "limits", "with scatter", "points")
+    rows = []
     for row in result["exponents"]:
-        kind = row["kind"].replace("_", " ")
         pairs = [(row.get(a), row.get(b)) for a, b in _LIMITS]
-        texts = ["–" if None in pair else f"{pair[0]:.2f} to {pair[1]:.2f}" for pair in pairs]
-        estimate = "–" if row["estimate"] is None else f"{row['estimate']:.2f}"
-        table.add_row(row["of"], kind, estimate, *texts, str(row.get("points", "")))
-    return table
+        limits = [
+            Cell("–", None) if None in pair else Cell(f"{pair[0]:.2f} to {pair[1]:.2f}", pair[0])
+            for pair in pairs
+        ]
+        estimate, points = row["estimate"], row.get("points")
+        rows.append(
+            [
+                row["of"],
+                row["kind"].replace("_", " "),
+                Cell("–" if estimate is None else f"{estimate:.2f}", estimate),
+                *limits,
+                Cell("" if points is None else str(points), points),
+            ]
+        )
+    return Table(names, rows, left=["exponent of d* in"], group=1)
+
+
+def _cells(result):
+    rows = [
+        [
+            *(Cell(number(cell[key]), cell[key]) for key in ("width", "eps", "delta")),
+            *judged_cells(cell),
+        ]
+        for cell in result["cells"]
+    ]
+    names = ("width", "ε", "δ", *judged_names(result["plan"]["confidence"]))
+    return Table(names, rows, left=["verdict"], title=f"{len(rows)} verdicts")
 
 
 _LIMITS = (("low", "high"), ("scatter_low", "scatter_high"))

@@ -4,13 +4,22 @@ import math
 from collections import Counter
 from typing import Any
 
+from jaxprune.report.section import Cell
 from jaxprune.statistics import E_BH, ESTIMATED, HOLDS, UNDECIDED, VIOLATED
 from jaxprune.statistics.regression import SIGNIFICANCE
+
+COUNTS = ("close", "between", "far", "nonfinite")
 
 
 def plain(text: Any) -> str:
     """Text without control characters, so that no plan can steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def drawn(text: Any) -> str:
+    """`plain` for a picture: no formula begins at a dollar, and no legend leaves it out."""
+    shown = plain(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def number(value: float | None) -> str:
@@ -65,6 +74,44 @@ def law(plan: dict[str, Any]) -> str:
     return f"{plan['law']['family']} weights, scale {plan['law']['scaling']}"
 
 
+def claim_of(delta: float | str, eps: float | str, pruned: str) -> str:
+    """The claim P(gap <= eps) >= 1 - delta over the unit ball, in words.
+
+    Args:
+      delta, eps: numbers, or their signs where several are meant.
+      pruned: what of a network is pruned, after "a network pruned".
+    """
+    return (
+        f"with probability at least {_rest(delta)}, a network pruned {pruned} is within {eps} of "
+        "the network it was pruned from, at every input of the unit ball"
+    )
+
+
+def _rest(delta: float | str) -> str:
+    """1 - delta in percent, where that many digits are enough."""
+    if isinstance(delta, str) or delta < 1e-9:
+        return f"1 − {delta}"
+    return percent(1.0 - delta)
+
+
+def judged_names(confidence: float) -> tuple[str, ...]:
+    """The columns of `judged_cells`; `confidence` is that of all of them together."""
+    limits = f"P(gap ≤ ε), {percent(confidence)} together: from"
+    return ("verdict", limits, "to", *COUNTS, "open because")
+
+
+def judged_cells(found: dict[str, Any]) -> list[Cell]:
+    """A verdict, its limits and counts as cells of a table."""
+    low, high = limits(found)
+    return [
+        Cell(found["verdict"], style=found["verdict"]),
+        Cell(low, found["p_low"]),
+        Cell(high, found["p_high"]),
+        *(Cell(str(found[key]), found[key]) for key in COUNTS),
+        found["reason"] or "",
+    ]
+
+
 def target(cell: dict[str, Any]) -> str:
     """Kind and widths of a cell's network, as much as a table has room for."""
     return cell["network"].split(",")[0]
@@ -95,7 +142,8 @@ def caption(result: dict[str, Any]) -> list[str]:
         "count against either verdict.",
         "Where most trials are between, more trials will not decide: the bracket is too wide.",
         f"P(gap ≤ ε): {limits} from these counts, {confidence} confidence "
-        "each. *: ε is the theorem's; certified ε is rounded up.",
+        "each. *: ε is the theorem's; certified ε is rounded up, and a claim whose ε is at least "
+        "that is certified.",
         f"Verdicts ({test} over all {len(result['cells'])} claims, which may share trials): "
         f"{right}.",
         *_slopes(result),
@@ -172,7 +220,7 @@ def claim(result: dict[str, Any]) -> str:
     """What the claims of `verify` say, in words."""
     cells = result["cells"]
     domains = " or ".join(dict.fromkeys(cell["domain"] for cell in cells))
-    delta = " or ".join(percent(d) for d in dict.fromkeys(1.0 - cell["delta"] for cell in cells))
+    delta = " or ".join(map(_rest, dict.fromkeys(cell["delta"] for cell in cells)))
     return (
         f"Claims: with probability at least {delta}, a pruned network is within ε of the network "
         f"it was pruned from, at every input of: {domains}."

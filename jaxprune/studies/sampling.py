@@ -207,7 +207,11 @@ def _sample(plan, store, progress, part, deadline):
             advance = lambda n, note="", c=case: report(str(c), work[c], n / c.trials, note)
             # A part does not see the trials of the others.
             told = progress and part.of == 1
-            standing = Standing(case, plan, Watch(case, plan)) if told else lambda tally: ""
+            standing = lambda tally: ""
+            if told:
+                there = store.blocks(number) if number in store.cases else ()
+                kept = (store.get(number, block) for block in there)
+                standing = Standing(case, plan, Watch(case, plan), kept)
             _sample_case(plan, store, number, run, part, deadline, advance, standing)
             finished += work[case]
 

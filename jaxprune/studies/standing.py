@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxprune.studies.plan import Case, Plan
 
 
 class Standing:
-    """What the trials of this sitting say of a case's first undecided claim, after each block.
+    """What the trials say of a case's first undecided claim, after each block.
 
     The limits are those of a confidence sequence, right however often one looks.
 
@@ -21,11 +22,13 @@ class Standing:
       case: that is sampled.
       plan: its plan.
       watch: a `sampling.Watch` of it, of which nobody else makes use.
+      kept: blocks of earlier sittings.
     """
 
-    def __init__(self, case: Case, plan: Plan, watch: Any):
+    def __init__(self, case: Case, plan: Plan, watch: Any, kept: Iterable[Tally] = ()):
         self.case, self.plan, self.watch = case, plan, watch
-        self.tally, self.start = empty_tally(case), time.perf_counter()
+        self.tally = sum(kept, empty_tally(case))
+        self.before, self.start = self.tally.trials, time.perf_counter()
 
     def __call__(self, block: Tally) -> str:
         """After one more block."""
@@ -36,7 +39,7 @@ class Standing:
         eps = next((e for e in evidence if not decided(e)), next(iter(evidence)))
         counts, claim = self.tally.counts(eps), Claim(self.tally.counts(eps), self.plan.delta)
         (now,) = judge_stopped([claim], [evidence[eps]], self.plan.confidence_of_run)
-        rate = counts.trials / max(time.perf_counter() - self.start, 1e-9)
+        rate = (counts.trials - self.before) / max(time.perf_counter() - self.start, 1e-9)
         return (
             f"{counts.trials} trials, {rate:.3g}/s; P(gap <= {eps:.3g}) in {now.p_low:.3f} to "
             f"{now.p_high:.3f} ({100 * self.plan.confidence_of_run:g} % each); "
