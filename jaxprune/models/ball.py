@@ -29,7 +29,7 @@ from jaxprune.models.model import Model, is_model
 from jaxprune.networks import Conv, Layer, Network
 from jaxprune.types import BrokenInvariant, Gap
 
-SCALES = (0.0625, 0.25, 0.5, 1.0, 2.0, 4.0)
+SCALES = (0.0625, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Values of t √N, nearly: t is a power of two; the least bound is taken."""
 
 
