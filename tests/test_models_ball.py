@@ -79,7 +79,7 @@ def test_one_layer_is_nearly_exact():
     only = lambda name: ball_gap(params, Masks({name: everything[name]}))
     assert only("weight").lower == pytest.approx(4.0, rel=1e-5)
     assert only("bias").lower == pytest.approx(4.0, rel=1e-5)
-    assert 4.0 <= only("bias").upper <= 4.0 * 1.04  # t = 4: sqrt(1 + 1/16)
+    assert 4.0 <= only("bias").upper <= 4.0 * 1.005  # t = 16: sqrt(1 + 1/256)
 
 
 def test_many_masks_and_inputs_never_exceed_the_bound():
@@ -115,11 +115,12 @@ def test_the_radius_is_rounded_up_and_scales_are_exact():
     from fractions import Fraction
 
     for t in ball.SCALES:
-        assert Fraction(ball._radius(t)) ** 2 >= 1 + Fraction(t) ** 2
+        for pixels in (1, 7, 2**31 - 1):
+            assert Fraction(ball._radius(t, pixels)) ** 2 >= 1 + Fraction(t) ** 2 * pixels
     tiny = stack((2, 3))
     tiny["layers.0.bias"] = np.array([1.0, 2.0**-126, 3e38], np.float32)
-    # By 2 and 4 the small one loses, by 1/16 to 1/2 the large one overflows.
-    assert ball._exact_scales(known(tiny)) == [1.0, 2.0, 4.0]
+    # Above 1 a smaller one would lose, by 1/16 to 1/2 the large one overflows.
+    assert ball._exact_scales(known(tiny)) == [1.0, 2.0, 4.0, 8.0, 16.0]
     tiny["layers.0.bias"][1] = 3 * 2.0**-149
     assert ball._exact_scales(known(tiny)) == [1.0]
 
@@ -160,16 +161,19 @@ def test_flax_and_equinox_layouts_are_one_network():
     assert ball_gap(flax, flax_masks) == ball_gap(params, masks)
 
 
-def conv_params(layout):
-    """Two convolutions and a read-out on 6 x 6 images, without biases."""
+def conv_params(layout, biased=False):
+    """Two convolutions and a read-out on 6 x 6 images, laid out as in Equinox or in Flax."""
     rng = np.random.default_rng(4)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32) / 3
     first, second, out = draw(3, 1, 3, 3), draw(4, 3, 3, 3), draw(5, 4 * 36)
+    biases = {f"{i}.bias": draw(n) for i, n in enumerate((3, 4, 5)) if biased}
     if layout == "first":
-        return {"0.weight": first, "1.weight": second, "2.weight": out}
+        ones = lambda name, b: b if name == "2.bias" else b[:, None, None]
+        biases = {name: ones(name, b) for name, b in biases.items()}
+        return {"0.weight": first, "1.weight": second, "2.weight": out, **biases}
     flat = out.reshape(5, 4, 6, 6).transpose(2, 3, 1, 0).reshape(-1, 5)
     turned = [w.transpose(2, 3, 1, 0) for w in (first, second)]
-    return {"0.kernel": turned[0], "1.kernel": turned[1], "2.kernel": flat}
+    return {"0.kernel": turned[0], "1.kernel": turned[1], "2.kernel": flat, **biases}
 
 
 CONV = jp.convolutional((1, 3, 4), 6, 3, outputs=5)
@@ -191,6 +195,241 @@ def test_convolutions(layout):
     kept = tuple(w - p for w, p in zip(read.weights, removed, strict=True))
     d = np.asarray(CONV(read.weights, x) - CONV(kept, x))
     assert np.linalg.norm(d, axis=0).max() <= gap.lower * 1.001
+
+
+def drawn(network, seed=0, biases=1.0):
+    """Weights and biases of any network, under names as PyTorch has them."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for i, layer in enumerate(network.layers):
+        w = rng.normal(size=layer.weight_shape) / layer.fans[0] ** 0.5
+        params[f"{i}.weight"] = w.astype(np.float32)
+        params[f"{i}.bias"] = (biases * rng.normal(size=len(w))).astype(np.float32)
+    return params
+
+
+def layer_by_hand(layer, w, x):
+    """One layer at images x, in float64: a sum over taps, or a product with flattened images."""
+    x = x.astype(np.float64)
+    if isinstance(layer, networks.Dense):
+        return np.einsum("oi,ni->no", w.astype(np.float64), x.reshape(len(x), -1))
+    k, before = layer.kernel, 0 if layer.padding == "VALID" else (layer.kernel - 1) // 2
+    after = 0 if layer.padding == "VALID" else k - 1 - before
+    mode = "wrap" if layer.padding == "CIRCULAR" else "constant"
+    x = np.pad(x, [(0, 0), (0, 0), (before, after), (before, after)], mode=mode)
+    rows, columns = (side - k + 1 for side in x.shape[2:])
+    return sum(
+        np.einsum("oi,nihw->nohw", w[:, :, i, j], x[:, :, i : i + rows, j : j + columns])
+        for i in range(k)
+        for j in range(k)
+    )[:, :, :: layer.stride, :: layer.stride]
+
+
+def by_hand(network, weights, biases, x):
+    """F at images x, in float64; a bias of None is 0."""
+    fn = ACTIVATIONS[network.activation.name.partition("(")[0]][1]
+    for i, (layer, w, b) in enumerate(zip(network.layers, weights, biases, strict=True)):
+        x = layer_by_hand(layer, w, x if i == 0 else fn(x))
+        x = x if b is None else x + b.astype(np.float64).reshape(1, -1, *[1] * (x.ndim - 2))
+    return x
+
+
+def pruned(params, masks):
+    return {name: np.where(masks[name], p, 0) if name in masks else p for name, p in params.items()}
+
+
+def distances(network, params, masks, x):
+    """`|F(x) - f(x)|` at rows x, in float64, of the networks as they are, biases added."""
+    outputs = [
+        by_hand(network, read.weights, read.offsets, x.reshape(-1, *network.in_shape))
+        for read in (known(p, network) for p in (params, pruned(params, masks)))
+    ]
+    return np.linalg.norm((outputs[0] - outputs[1]).reshape(len(x), -1), axis=1)
+
+
+def farthest(of, dimension, seed=0, points=20_000, rounds=60):
+    """The largest value found by points of the ball and ever smaller steps from the best."""
+    rng = np.random.default_rng(seed)
+    into = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
+    x = into(rng.normal(size=(points, dimension)))
+    values = of(x)
+    for i in range(rounds):
+        best = x[np.argsort(values)[-40:]]
+        step = 0.5 * 0.85**i * rng.normal(size=(10, *best.shape))
+        x = np.concatenate([best, into((best + step).reshape(-1, dimension))])
+        values = of(x)
+    return values.max()
+
+
+TINY = {
+    "same": jp.convolutional((1, 2, 2), 2, 2),  # an even kernel: no padding before the image
+    "strides": jp.convolutional((1, 2), 3, 3, strides=2, outputs=2),
+    "valid": jp.convolutional((1, 3, 2), 3, 2, padding="VALID"),
+    "circular": jp.convolutional(
+        (1, 2, 2), 3, 3, padding="CIRCULAR", activation=activations.leaky_relu(0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_biased_convolutions_hold_the_gap_over_the_whole_ball(name):
+    network = TINY[name]
+    for seed, scale in enumerate((0.0, 0.1, 1.0, 10.0)):
+        params = drawn(network, seed, scale)
+        masks = models.prune(params, amount=0.4)
+        if scale:
+            masks = masks & models.prune(params, amount=0.5, layers="*.bias")
+        gap = ball_gap(params, masks, network)
+        of = lambda x, p=params, m=masks: distances(network, p, m, x)
+        found = farthest(of, np.prod(network.in_shape))
+        assert found <= gap.upper and gap.lower <= gap.upper
+        assert 0.9 * found <= gap.lower <= 1.001 * found
+        assert gap.upper <= 20 * gap.lower
+
+
+LAYERS = [
+    (padding, stride, kernel)
+    for padding in networks.PADDINGS
+    for stride in (1, 2, 3)
+    for kernel in (1, 2, 3, 4)
+]
+
+
+def read_by_the_first(network):
+    """Marks of the pixels of the further channel that its tap reads, from the padding's rule."""
+    layer = network.layers[0]
+    if isinstance(layer, networks.Dense):
+        sides = layer.image[1:]
+        return (np.arange(np.prod(sides, dtype=int)) < ball._pixels(layer)).reshape(sides)
+    before = 0 if layer.padding == "VALID" else (layer.kernel - 1) // 2
+    at = [o * layer.stride - before + (layer.kernel - 1) // 2 for o in range(layer.out_shape[1])]
+    marks = np.zeros(layer.size)
+    marks[np.ix_(at, at)] = 1.0  # an index beyond the image is an error, or is met twice
+    assert min(at) >= 0 and marks.sum() == ball._pixels(layer) == len(at) ** 2
+    return marks
+
+
+def lifted_and_not(network, params, masks, t):
+    """F and f at a few images, by hand: with biases, and as lifted at (x, t) without any."""
+    read = known(params, network)
+    wider, weights, removed = ball._lifted(read, ball._removed(read, masks), t)
+    x = np.random.default_rng(1).normal(size=(5, *network.in_shape))
+    further = np.broadcast_to(t * read_by_the_first(network), (5, 1, *network.in_shape[1:]))
+    kept = [w - p for w, p in zip(weights, removed, strict=True)]
+    for biased, lifted in ((read, weights), (known(pruned(params, masks), network), kept)):
+        yield (
+            by_hand(network, biased.weights, biased.offsets, x),
+            by_hand(wider, lifted, [None] * len(lifted), np.concatenate([x, further], axis=1)),
+        )
+
+
+@pytest.mark.parametrize(("padding", "stride", "kernel"), LAYERS)
+@pytest.mark.parametrize("outputs", [None, 3])
+def test_the_lifted_convolutions_are_the_biased_ones(padding, stride, kernel, outputs):
+    """At every output the tap reads the image: also at its edges, at strides, in the read-out."""
+    network = jp.convolutional(
+        (2, 3, 2), 14, kernel, strides=(stride, 1), padding=padding, outputs=outputs
+    )
+    params = drawn(network)
+    masks = models.prune(params, amount=0.5) & models.prune(params, amount=0.5, layers="*.bias")
+    for t in (0.0625, 1.0):
+        for biased, lifted in lifted_and_not(network, params, masks, t):
+            np.testing.assert_allclose(lifted, biased, rtol=1e-12, atol=1e-12)
+
+
+def test_lifted_dense_layers_behind_images_are_the_biased_ones():
+    """Also where a dense layer is the first, or hands the further channel on."""
+    conv = networks.Conv(1, 2, 3, (3, 3))
+    dense = networks.Dense
+    for layers in (
+        (conv, dense(18, 4, (2, 3, 3)), dense(4, 2)),
+        (dense(18, 4, (2, 3, 3)), dense(4, 2)),
+        (dense(4, 3), dense(3, 2)),
+    ):
+        network = networks.Network(layers, activations.relu, layers[0].in_shape)
+        params = drawn(network)
+        masks = models.prune(params, amount=0.5) & models.prune(params, amount=0.5, layers="*.bias")
+        for biased, lifted in lifted_and_not(network, params, masks, 0.25):
+            np.testing.assert_allclose(lifted, biased, rtol=1e-12, atol=1e-12)
+
+
+def test_a_tap_on_the_padding_would_be_seen(monkeypatch):
+    """The first tap of a 3 x 3 kernel reads zeros at the image's edge: biases would vanish."""
+    corner = np.zeros((1, 3, 3), np.float32)
+    corner[0, 0, 0] = 1.0
+    network = jp.convolutional((1, 2, 2), 5, 3)
+    params = drawn(network)
+    masks = models.prune(params, amount=0.5)
+    monkeypatch.setattr(ball, "_kappa", lambda layer: corner)
+    ((biased, lifted), _) = lifted_and_not(network, params, masks, 1.0)
+    differs = np.abs(biased - lifted).max(axis=(0, 1)) > 1e-6
+    assert differs[0].all() and differs[:, 0].all() and not differs[2:, 2:].any()
+
+
+def test_a_read_out_shares_its_bias_among_pixels_exactly():
+    """36 pixels: 32 of them take 1/32 each, as long as what they take is a float."""
+    layer = networks.Dense(36, 2, (1, 6, 6))
+    np.testing.assert_array_equal(ball._kappa(layer), [2.0**-5] * 32 + [0.0] * 4)
+    params = drawn(CONV, biases=1.0)
+    scales = ball._exact_scales(known(params, CONV))
+    assert scales == [s / 8 for s in ball.SCALES]  # 1 / sqrt(36), to a power of two
+    params["2.bias"][:] = 2.0**-147
+    assert ball._exact_scales(known(params, CONV)) == scales[:4]  # by 1/8 and 32: 2^-149
+    params["2.bias"][0] = 2.0**127
+    masks = models.prune(params, amount=0.5)
+    assert ball._exact_scales(known(params, CONV)) == []
+    assert ball_gap(params, masks, CONV).upper == np.inf
+
+
+ONE = {
+    "same": jp.convolutional((1, 3), 5, 3),
+    "strides": jp.convolutional((1, 3), 5, 3, strides=2),
+    "valid": jp.convolutional((1, 3), 5, 3, padding="VALID"),
+}
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_biases_of_one_convolution_alone(name):
+    """`F(x) - f(x)` is q at each of N pixels, whatever x: `|q| sqrt(N)`. t^2 N is 128 or more."""
+    network, n = ONE[name], {"same": 25, "strides": 9, "valid": 9}[name]
+    params = drawn(network)
+    masks = Masks({"0.bias": np.array([False, True, False])})
+    expected = np.linalg.norm(params["0.bias"][[0, 2]].astype(np.float64)) * n**0.5
+    gap = ball_gap(params, masks, network)
+    assert gap.lower == pytest.approx(expected, rel=1e-5)
+    assert expected <= gap.upper <= expected * (1 + 1 / 128) ** 0.5 * 1.003
+
+
+def test_one_convolution_is_nearly_exact():
+    """Where P x and q are in different channels, `sup |P x + q|` is `sqrt(|P|^2 + N q^2)`."""
+    network = jp.convolutional((1, 2), 4, 2, padding="CIRCULAR")
+    params = {
+        "weight": np.stack([np.ones((1, 2, 2)), np.zeros((1, 2, 2))]).astype(np.float32),
+        "bias": np.array([0.0, 1.0], np.float32),
+    }  # |P| = 4, at constant images
+    everything = Masks({name: np.zeros(x.shape, bool) for name, x in params.items()})
+    gap = ball_gap(params, everything, network)
+    assert gap.lower == pytest.approx(32**0.5, rel=1e-4)
+    assert 32**0.5 <= gap.upper <= 32**0.5 * 1.003  # t = 1/4
+
+
+def test_layouts_of_convolutions_with_biases_are_one_network():
+    gaps = []
+    for layout in ("first", "last"):
+        params = conv_params(layout, biased=True)
+        masks = models.prune(params, amount=0.5) & models.prune(params, amount=0.5, layers="*.bias")
+        assert masks["0.bias"].shape == ((3, 1, 1) if layout == "first" else (3,))
+        read = known(params, CONV)
+        np.testing.assert_array_equal(
+            read.offsets[0], conv_params("last", biased=True)["0.bias"], strict=True
+        )
+        gaps.append(ball_gap(params, masks, CONV))
+    assert gaps[0] == gaps[1] and 0 < gaps[0].lower < gaps[0].upper
+    # As PyTorch has it: outputs first, biases without further axes.
+    flat = conv_params("first", biased=True)
+    flat |= {name: x.reshape(-1) for name, x in flat.items() if name.endswith("bias")}
+    flat_masks = models.prune(flat, amount=0.5) & models.prune(flat, amount=0.5, layers="*.bias")
+    assert ball_gap(flat, flat_masks, CONV) == gaps[0]
 
 
 def test_a_safetensors_file_is_a_model(tmp_path):
@@ -271,9 +510,21 @@ NAN = np.full((3, 2), np.nan, np.float32)
         (lambda: known({"w": W.astype(float) * 1e300}), "more digits than float32"),
         (
             lambda: known(
-                {**conv_params("first"), "0.bias": np.zeros((3, 1, 1), np.float32)}, CONV
+                {**conv_params("first"), "0.bias": np.zeros((3, 6, 6), np.float32)}, CONV
             ),
-            "0.bias: convolutions with biases",
+            r"0.bias has shape \(3, 6, 6\): \(3,\) is needed",
+        ),
+        (
+            lambda: known({**conv_params("first"), "2.bias": np.zeros((5, 1, 1))}, CONV),
+            r"2.bias has shape \(5, 1, 1\)",
+        ),
+        (
+            lambda: ball_gap(
+                conv_params("first", biased=True),
+                Masks(),
+                jp.convolutional((1, 3, 4), 6, 3, outputs=5, activation=jp.tanh),
+            ),
+            "biases need relu",
         ),
         (lambda: ball_gap({"w": W, "b": W[:, 0]}, Masks(), jp.tanh), "biases need relu"),
         (lambda: ball_gap({"w": W}, Masks({"v": W > 0})), "mask = 'v'"),

@@ -255,10 +255,12 @@ def test_linen_is_a_pair():
 
 
 class FlaxStack(nnx.Module):
-    def __init__(self, *, rngs):
-        self.conv1 = nnx.Conv(1, 4, (3, 3), use_bias=False, rngs=rngs)
-        self.conv2 = nnx.Conv(4, 6, (3, 3), use_bias=False, rngs=rngs)
-        self.linear = nnx.Linear(6 * 64, 10, use_bias=False, rngs=rngs)
+    def __init__(self, biased, *, rngs):
+        # Flax's own biases start at 0.
+        more = dict(use_bias=biased, bias_init=nnx.initializers.normal(0.1), rngs=rngs)
+        self.conv1 = nnx.Conv(1, 4, (3, 3), **more)
+        self.conv2 = nnx.Conv(4, 6, (3, 3), **more)
+        self.linear = nnx.Linear(6 * 64, 10, **more)
 
     def __call__(self, x):
         x = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
@@ -268,15 +270,15 @@ class FlaxStack(nnx.Module):
 class EquinoxStack(eqx.Module):
     layers: list
 
-    def __init__(self, key):
+    def __init__(self, biased, key):
         keys = jax.random.split(key, 3)
         self.layers = [
-            eqx.nn.Conv2d(1, 4, 3, padding=1, use_bias=False, key=keys[0]),
+            eqx.nn.Conv2d(1, 4, 3, padding=1, use_bias=biased, key=keys[0]),
             jax.nn.relu,
-            eqx.nn.Conv2d(4, 6, 3, padding=1, use_bias=False, key=keys[1]),
+            eqx.nn.Conv2d(4, 6, 3, padding=1, use_bias=biased, key=keys[1]),
             jax.nn.relu,
             jnp.ravel,
-            eqx.nn.Linear(6 * 64, 10, use_bias=False, key=keys[2]),
+            eqx.nn.Linear(6 * 64, 10, use_bias=biased, key=keys[2]),
         ]
 
     def __call__(self, x):
@@ -285,12 +287,16 @@ class EquinoxStack(eqx.Module):
         return x
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("kind", ["flax", "equinox"])
-def test_convolutions_over_the_whole_ball(kind):
+def test_convolutions_over_the_whole_ball(kind, biased):
     network = jp.convolutional((1, 4, 6), 8, 3, outputs=10)
     flax = kind == "flax"
-    model = FlaxStack(rngs=nnx.Rngs(0)) if flax else EquinoxStack(jax.random.key(0))
+    key = jax.random.key(0)
+    model = FlaxStack(biased, rngs=nnx.Rngs(0)) if flax else EquinoxStack(biased, key)
     masks = prune(model, "magnitude", 0.5)
+    if biased:
+        masks = masks & prune(model, "magnitude", 0.5, layers="*.bias")
     gap = ball_gap(model, masks, network)
     x = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32)
     x = jp.into_ball(x).reshape(-1, *((8, 8, 1) if flax else (1, 8, 8)))

@@ -92,6 +92,79 @@ def test_biases_of_equinox_convolutions_are_left_alone():
     assert list(select({"b": jnp.ones((1, 3)), "c": jnp.ones((3, 1))})) == ["b", "c"]
 
 
+class Images(eqx.Module):
+    """Norms of images have scales of several axes; lists tell no name."""
+
+    layers: list
+    scaled: eqx.nn.WeightNorm
+
+    def __init__(self, key):
+        self.layers = [
+            eqx.nn.Conv2d(1, 4, 3, key=key),
+            eqx.nn.LayerNorm((4, 3, 3)),
+            eqx.nn.GroupNorm(2, 4),
+            eqx.nn.RMSNorm((4, 3, 3)),
+            eqx.nn.Linear(36, 2, key=key),
+        ]
+        self.scaled = eqx.nn.WeightNorm(eqx.nn.Linear(2, 2, key=key))
+
+
+def test_norms_are_left_alone_by_their_class():
+    model = Images(jax.random.key(0))
+    assert model.layers[1].weight.shape == (4, 3, 3) and model.layers[2].weight.shape == (4,)
+    assert arrays(model)["scaled.g"].ndim == 2
+    weights = ["layers.0.weight", "layers.4.weight", "scaled.layer.weight"]
+    assert list(select(model)) == weights
+    assert list(select(eqx.filter(model, eqx.is_array))) == weights
+    assert "layers.1.weight" in select(model, "layers.*.weight")
+    with pytest.raises(ValueError, match="no floating array is chosen"):
+        select(eqx.nn.LayerNorm((4, 3)))
+
+
+def test_norms_of_flax_are_left_alone():
+    class Gain(nnx.Module):
+        def __init__(self):
+            self.gain = nnx.Param(jnp.ones((2, 2)))
+
+    class OwnNorm(Gain):
+        pass
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.a, self.b = Gain(), OwnNorm()
+            self.c = nnx.GroupNorm(4, num_groups=2, rngs=rngs)
+            self.c.scale = nnx.Param(jnp.ones((4, 1)))
+
+    assert list(select(Net(nnx.Rngs(0)))) == ["a.gain"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "norm.weight",
+        "block.0.layer_norm_2.weight",
+        "encoder.LayerNorm.gamma",
+        "params.BatchNorm_0.w",
+        "resnet/~/batch_norm.offset",
+        "bn1.weight",
+        "h.3.ln_f.weight",
+        "attn_ln.weight",
+        "embed.scale",
+        "embed.bias",
+    ],
+)
+def test_norms_are_left_alone_by_their_names(name):
+    w = jnp.ones((3, 2))
+    assert list(select({name: w, "head.w": w})) == ["head.w"]
+
+
+@pytest.mark.parametrize(
+    "name", ["kernel", "vulnerable.w", "ebnf.w", "norm.proj.w", "layer_norm_block/linear.w", "b"]
+)
+def test_what_is_no_norm_is_pruned(name):
+    assert list(select({name: jnp.ones((3, 2))})) == [name]
+
+
 def test_choices():
     params = nested()
     assert list(select(params, "layers.0.bias")) == ["layers.0.bias"]

@@ -1,20 +1,23 @@
 """Brackets of the gap over the whole unit ball, for a given model whose layers are a stack.
 
-With `x~ = (x, t)` and layers `[[W, b / t], [0, 1]]` (`[W, b / t]` the last) a biased stack is one
+With one further channel that is t at every pixel, and layers `[[W, (b / t) kappa], [0, kappa]]`
+(the last without the second row), kappa weights that keep a channel of ones, a biased stack is one
 without biases, if its activation keeps t > 0: README.md in this folder. Over the unit ball
-`||x~||^2 <= 1 + t^2`, and the bound of `gaps.multiplier_bound` grows in proportion to the radius.
+`||x~||^2 <= 1 + t^2 N`, N the pixels that the first kappa reads, 1 if that layer is dense; and the
+bound of `gaps.multiplier_bound` grows in proportion to the radius.
 """
 
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import activations, inputs, networks, validation
+from jaxprune import activations, inputs, validation
 from jaxprune.activations import Activation
 from jaxprune.engine import GUARD, keys
 from jaxprune.gaps import UnitBall, difference, lengths, measure_ball, multiplier_bound
@@ -23,11 +26,11 @@ from jaxprune.gaps.lengths import largest
 from jaxprune.models.known import Known, known
 from jaxprune.models.masks import Masks
 from jaxprune.models.model import Model, is_model
-from jaxprune.networks import Network
+from jaxprune.networks import Conv, Layer, Network
 from jaxprune.types import BrokenInvariant, Gap
 
-SCALES = (0.0625, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""Values of t, powers of two; the least bound is taken."""
+SCALES = (0.0625, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Values of t √N, nearly: t is a power of two; the least bound is taken."""
 
 
 def ball_gap(
@@ -95,47 +98,94 @@ def _with_biases(read, removed, domain, key):
     activation = read.network.activation
     if not activation.positively_homogeneous:
         raise ValueError(f"stack = {activation}: biases need relu, leaky_relu or identity")
-    uppers = [_radius(t) * float(_upper(*_lifted(read, removed, t))) for t in _exact_scales(read)]
+    pixels = _pixels(read.network.layers[0])
+    uppers = [
+        _radius(t, pixels) * float(_upper(*_lifted(read, removed, t))) for t in _exact_scales(read)
+    ]
     finite = [upper for upper in uppers if math.isfinite(upper)]
     lower = _found(*_lifted(read, removed, 1.0), domain=domain, key=key)
     return Gap(float(lower), min(finite, default=math.inf))
 
 
-def _radius(t):
-    """At least the norm of any `(x, t)`; the rest is room for rounding."""
-    return math.sqrt(1.0 + t * t) * (1.0 + 2.0**-50)
+def _radius(t, pixels):
+    """At least the norm of any `(x, t)`, t at so many pixels; the rest is room for rounding."""
+    return math.sqrt(1.0 + t * t * pixels) * (1.0 + 2.0**-50)
 
 
 def _exact_scales(read):
-    """Those t by which every bias can be divided without rounding."""
-    biases = np.concatenate([b for b in read.offsets if b is not None])
+    """Those t by which every bias can be divided, and shared out among pixels, unrounded."""
+    unit = 2.0 ** -round(math.log2(_pixels(read.network.layers[0])) / 2)
+    biases = [
+        (b, _kappa(layer).max())
+        for b, layer in zip(read.offsets, read.network.layers, strict=True)
+        if b is not None
+    ]
+
+    def exact(t):
+        back = lambda b, share: b / np.float32(t) * share / share * np.float32(t)
+        return all(np.array_equal(back(b, share), b) for b, share in biases)
+
     with np.errstate(over="ignore", under="ignore"):
-        exact = lambda t: np.array_equal(biases / np.float32(t) * np.float32(t), biases)
-        return [t for t in SCALES if exact(t)]
+        return [t * unit for t in SCALES if exact(t * unit)]
 
 
 def _lifted(read: Known, removed, t):
-    """Network, weights and removed parts with the further feature t; in NumPy, which keeps IEEE."""
-    weights, gone = [], []
-    last = len(read.weights) - 1
-    for i, (w, b, (p, q)) in enumerate(zip(read.weights, read.offsets, removed, strict=True)):
-        lift = functools.partial(_lift, shape=w.shape, t=np.float32(t), last=i == last)
-        weights.append(lift(w, b, corner=1.0))
-        gone.append(None if p is None and q is None else lift(p, q, corner=0.0))
-    widths = [w.shape[1] for w in weights] + [len(weights[-1])]
-    network = networks.dense(widths, read.network.activation)
-    return network, tuple(weights), tuple(gone)
+    """Network, weights and removed parts with the further channel t; in NumPy, which keeps IEEE."""
+    layers, last = read.network.layers, len(read.weights) - 1
+    wider = tuple(_wider(layer, last=i == last) for i, layer in enumerate(layers))
+    weights = tuple(
+        _lift(layer, to, w, b, t, corner=1.0)
+        for layer, to, w, b in zip(layers, wider, read.weights, read.offsets, strict=True)
+    )
+    gone = tuple(
+        None if p is None and q is None else _lift(layer, to, p, q, t, corner=0.0)
+        for layer, to, (p, q) in zip(layers, wider, removed, strict=True)
+    )
+    return Network(wider, read.network.activation, wider[0].in_shape), weights, gone
 
 
-def _lift(w, b, *, shape, t, last, corner):
-    """`[[w, b / t], [0, corner]]`, the last layer's without its last row; None is 0."""
-    out, into = shape
-    lifted = np.zeros((out + (not last), into + 1), np.float32)
+def _wider(layer: Layer, *, last):
+    """The layer with the further channel at its input and, unless it is the last, its output."""
+    more = 0 if last else 1
+    if isinstance(layer, Conv):
+        return replace(layer, c_in=layer.c_in + 1, c_out=layer.c_out + more)
+    image = (layer.image[0] + 1, *layer.image[1:]) if layer.image else ()
+    into = math.prod(image) if image else layer.d_in + 1
+    return replace(layer, d_in=into, d_out=layer.d_out + more, image=image)
+
+
+def _lift(layer, wider, w, b, t, *, corner):
+    """`[[w, (b / t) kappa], [0, corner kappa]]`, the last layer's first row of it; None is 0."""
+    out, into = layer.weight_shape[:2]
+    b = np.zeros(out, np.float32) if b is None else b
+    column = np.multiply.outer(np.append(b / np.float32(t), np.float32(corner)), _kappa(layer))
+    lifted = np.zeros(wider.weight_shape, np.float32)
     lifted[:out, :into] = 0.0 if w is None else w
-    lifted[:out, into] = 0.0 if b is None else b / t
-    if not last:
-        lifted[out, into] = corner
+    lifted[:, into:] = column[: len(lifted)]
     return lifted
+
+
+def _kappa(layer: Layer):
+    """Weights from one channel to one that keep ones: float32 `(1, side, side)`, or `(pixels,)`.
+
+    A convolution's tap is one that never falls on padding. A dense layer takes the mean of as many
+    pixels as make the division exact; at one pixel alone the weights would be longer.
+    """
+    if isinstance(layer, Conv):
+        kappa = np.zeros((1, layer.kernel, layer.kernel), np.float32)
+        centre = (layer.kernel - 1) // 2
+        kappa[0, centre, centre] = 1.0
+        return kappa
+    kappa = np.zeros(math.prod(layer.image[1:]), np.float32)
+    kappa[: _pixels(layer)] = 1.0 / _pixels(layer)
+    return kappa
+
+
+def _pixels(layer: Layer) -> int:
+    """How many pixels of the further channel the layer reads."""
+    if isinstance(layer, Conv):
+        return math.prod(layer.out_shape[1:])
+    return 2 ** (math.prod(layer.image[1:]).bit_length() - 1)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "domain"))
@@ -143,11 +193,12 @@ def _found(network, weights, removed, *, domain, key):
     """The largest distance that sampling and ascent find."""
 
     def at(x):
-        one = jnp.ones((1, x.shape[1]), x.dtype)
+        one = jnp.ones((1, *x.shape[1:]), x.dtype)
         return difference(network, weights, removed, jnp.concatenate([x, one]))
 
-    x = inputs.sphere(key, domain.samples, (network.in_shape[0] - 1,))
+    channels, *sides = network.in_shape
+    x = inputs.sphere(key, domain.samples, (channels - 1, *sides))
     values = lengths(at(x))
-    starts = x[:, jax.lax.top_k(values, domain.starts)[1]]
+    starts = x[..., jax.lax.top_k(values, domain.starts)[1]]
     found, _ = climb(at, lengths, scaled, within_ball(domain.steps), starts, domain.steps)
     return largest(jnp.append(found, values))

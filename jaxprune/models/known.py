@@ -54,7 +54,7 @@ class Known(NamedTuple):
         fn = lambda h: h
         for layer, w, b in zip(self.network.layers, self.weights, self.offsets, strict=True):
             a = layer(jnp.asarray(w), fn(x))
-            x = a if b is None else a + b[:, None]
+            x = a if b is None else a + b.reshape(-1, *[1] * (a.ndim - 1))
             fn = self.network.activation.fn
         return x
 
@@ -68,7 +68,7 @@ class Known(NamedTuple):
         return [
             (
                 turned(path, layer) if path in arrays else None,
-                np.asarray(arrays[bias]) if bias in arrays else None,
+                np.asarray(arrays[bias]).reshape(-1) if bias in arrays else None,
             )
             for path, bias, layer in zip(self.paths, self.biases, self.network.layers, strict=True)
         ]
@@ -85,7 +85,8 @@ def known(
     Arrays of two or more axes are weights; an array called `bias` or `b` beside exactly one of
     them is its bias. Weights called `kernel` have their outputs last, as in Flax, all others first,
     as in Equinox and PyTorch; a dense `kernel` behind convolutions takes images flattened with
-    channels last, all others with channels first.
+    channels last, all others with channels first. A convolution's bias is one number a channel,
+    `(out,)` or, as in Equinox, `(out, 1, 1)`.
 
     Args:
       model: what `Model.of` takes; or a pytree of parameters alone, such as
@@ -98,8 +99,8 @@ def known(
 
     Raises:
       ValueError: an array that belongs to no layer, layers that do not fit together, weights that
-        are not finite or beyond float32's digits, biases of convolutions, or a model that
-        computes something else.
+        are not finite or beyond float32's digits, biases that vary from pixel to pixel, or a model
+        that computes something else.
     """
     whole = Model.of(model) if is_model(model) else None
     found = paths.floating(whole.params if whole else model)
@@ -107,8 +108,6 @@ def known(
     bias_of = _biases(found, names)
     layers = _layers(stack, names, found)
     for name, layer in zip(names, layers, strict=True):
-        if bias_of[name] and isinstance(layer, Conv):
-            raise ValueError(f"{bias_of[name]}: convolutions with biases are not read as a stack")
         _check_shapes(name, bias_of[name], layer, found)
     if isinstance(stack, Network):
         network = stack
@@ -119,7 +118,7 @@ def known(
         tuple(names),
         tuple(_turned(p, _float32(p, found[p]), y) for p, y in zip(names, layers, strict=True)),
         tuple(bias_of.values()),
-        tuple(b and _float32(b, found[b]) for b in bias_of.values()),
+        tuple(b and _float32(b, found[b]).reshape(-1) for b in bias_of.values()),
     )
     if whole:
         _check_outputs(whole, read)
@@ -203,7 +202,7 @@ def _check_shapes(name, bias, layer, found):
     wanted = (*sides, into, out) if _last(name) == KERNEL else layer.weight_shape
     if found[name].shape != wanted:
         raise ValueError(f"{name} has shape {found[name].shape}: {wanted} is needed")
-    if bias and found[bias].shape != (out,):
+    if bias and found[bias].shape not in ((out,), (out, *[1] * len(sides))):
         raise ValueError(f"{bias} has shape {found[bias].shape}: {(out,)} is needed")
 
 

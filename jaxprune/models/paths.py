@@ -5,6 +5,7 @@ variables of Flax NNX go by their own name: "linear.kernel", not "linear.kernel.
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -19,6 +20,12 @@ Arrays = dict[str, jax.Array | np.ndarray]
 
 Layers = str | Sequence[str] | Callable[[str, jax.Array], bool] | None
 """Which layers are pruned; see `select`."""
+
+APART = ("bias", "scale")
+"""What arrays are called that are pruned on demand alone."""
+
+NORM = re.compile(r"norm|(?<![a-z])(bn|ln)(?![a-z])", re.IGNORECASE)
+"""How norms are called: LayerNorm, batch_norm_1, bn2, ln_f."""
 
 
 def _named(params: Any) -> tuple[list[str], list[Any], Any]:
@@ -36,12 +43,23 @@ def _named(params: Any) -> tuple[list[str], list[Any], Any]:
 
 def _flax_variables(params):
     """Key paths of the NNX variables in a tree; nobody who has not imported Flax has any."""
+    found, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_variable)
+    return {path for path, node in found if _is_variable(node)}
+
+
+def _is_variable(node):
     nnx = sys.modules.get("flax.nnx")
-    if nnx is None:
-        return set()
-    is_variable = lambda node: isinstance(node, nnx.Variable)
-    found, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_variable)
-    return {path for path, node in found if is_variable(node)}
+    return nnx is not None and isinstance(node, nnx.Variable)
+
+
+def _classes(node: Any, owner: str = "") -> list[str]:
+    """For each leaf the name of the class whose attribute or entry it is, in the tree's order."""
+    children = jax.tree.leaves(node, is_leaf=lambda x: x is not node)
+    if any(child is node for child in children):
+        return [owner]
+    # A variable belongs to its module, and is no owner.
+    owner = owner if _is_variable(node) else type(node).__name__
+    return [name for child in children for name in _classes(child, owner)]
 
 
 def arrays(params: Any) -> Arrays:
@@ -86,10 +104,11 @@ def select(params: Any, layers: Layers = None) -> Arrays:
 
     Args:
       params: a pytree.
-      layers: None for all floating arrays of two or more axes that are not called `bias`, which
-        leaves biases and most scales of norms alone; or one or several names or patterns
-        ("encoder.*.weight"), or a predicate on name and array. Those choose among all floating
-        arrays, biases included.
+      layers: None for all floating arrays of two or more axes, but for those called `bias` or
+        `scale`, and those whose owner is a norm: its name (the part before the array's own) or,
+        in a tree of modules, its class contains `norm`, or `bn` or `ln` as a word (`bn2`, `ln_f`).
+        Or one or several names or patterns ("encoder.*.weight"), or a predicate on name and array.
+        Those choose among all floating arrays, biases and norms included.
 
     Returns:
       Name to array, in the order of the tree.
@@ -100,9 +119,10 @@ def select(params: Any, layers: Layers = None) -> Arrays:
     """
     found = floating(params)
     if layers is None:
-        # The biases of Equinox's convolutions have axes of length 1 behind the first.
-        is_weight = lambda name, x: x.ndim >= 2 and name.rpartition(".")[2] != "bias"
-        chosen = {name: x for name, x in found.items() if is_weight(name, x)}
+        # The number of axes does not tell: Equinox's biases of convolutions and norms of images
+        # have several.
+        apart = _apart(params)
+        chosen = {name: x for name, x in found.items() if x.ndim >= 2 and name not in apart}
     elif callable(layers):
         chosen = {name: x for name, x in found.items() if layers(name, x)}
     else:
@@ -117,6 +137,17 @@ def select(params: Any, layers: Layers = None) -> Arrays:
     if not chosen:
         raise ValueError(f"layers = {layers!r}: no floating array is chosen")
     return chosen
+
+
+def _apart(params):
+    """Names of biases, scales, and whatever is a norm's own."""
+    names, _, _ = _named(params)
+    apart = set()
+    for name, owner_class in zip(names, _classes(params), strict=True):
+        *_, owner, own = ["", *re.split(r"[./]", name)]  # Haiku's modules have slashes
+        if own in APART or NORM.search(owner) or NORM.search(owner_class):
+            apart.add(name)
+    return apart
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:

@@ -49,7 +49,8 @@ def prune(
       amount: a sparsity (the fraction removed), an `Amount`, `Global`, `ErdosRenyi` or a
         dictionary from names or patterns to amounts of single layers. It counts what the
         structure removes together: half of 10 neurons are 5. None with `NM`, and only there.
-      layers: which arrays, see `select`; by default those of two or more axes but biases.
+      layers: which arrays, see `select`; by default those of two or more axes, but for biases and
+        norms.
       structure: `Weights()`, `Neurons`, `Block` or `NM`; None for single weights.
       key: for "random".
       masks: of earlier pruning. What they removed stays removed, and counts as removed: if that
