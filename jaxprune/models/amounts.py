@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxprune import validation
-from jaxprune.models.paths import known, matching
+from jaxprune.models.paths import check_name, matching
 from jaxprune.pruning import Amount, Fraction
 
 Shape = tuple[int, ...]
@@ -145,7 +145,7 @@ def _each(amounts, names):
     fits = {pattern: matching(pattern, names) for pattern in amounts}
     for pattern, found in fits.items():
         if not found:
-            known("amount", pattern, names)
+            check_name("amount", pattern, names)
     of = {}
     for name in names:
         patterns = [pattern for pattern, found in fits.items() if name in found]

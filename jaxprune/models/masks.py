@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.models.paths import arrays, known, replace
+from jaxprune.models.paths import arrays, check_name, replace
 from jaxprune.models.summary import Summary, summarise
 
 FORMAT = {"jaxprune": "masks"}
@@ -71,7 +71,7 @@ class Masks(Mapping):
         """Raises a ValueError unless every mask has its array in `params`, of its shape."""
         found = arrays(params)
         for name, mask in self.items():
-            known("mask", name, found)
+            check_name("mask", name, found)
             if mask.shape != found[name].shape:
                 raise ValueError(f"mask of {name}: {mask.shape} does not fit {found[name].shape}")
 

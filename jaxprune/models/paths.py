@@ -74,7 +74,7 @@ def replace(params: Any, new: Mapping[str, jax.Array]) -> Any:
     names, leaves, tree = _named(params)
     old = arrays(params)
     for name, x in new.items():
-        known("name", name, old)
+        check_name("name", name, old)
         if x.shape != old[name].shape:
             raise ValueError(f"{name} has shape {old[name].shape}: {x.shape} does not fit")
     named = zip(names, leaves, strict=True)
@@ -112,7 +112,7 @@ def select(params: Any, layers: Layers = None) -> Arrays:
         fits = {pattern: matching(pattern, found) for pattern in wanted}
         for pattern, names in fits.items():
             if not names:
-                known("layers", pattern, found)
+                check_name("layers", pattern, found)
         chosen = {name: x for name, x in found.items() if any(name in f for f in fits.values())}
     if not chosen:
         raise ValueError(f"layers = {layers!r}: no floating array is chosen")
@@ -124,7 +124,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name == pattern or fnmatchcase(name, str(pattern))]
 
 
-def known(what: str, name: Any, names: Iterable[str]) -> None:
+def check_name(what: str, name: Any, names: Iterable[str]) -> None:
     """Raises a ValueError that suggests the nearest names if `name` is not one of them."""
     names = list(names)
     if name in names:

@@ -13,7 +13,7 @@ from jaxprune import validation
 from jaxprune.models import scores as methods
 from jaxprune.models.amounts import Group, LayerAmount, groups
 from jaxprune.models.masks import Masks
-from jaxprune.models.paths import Arrays, Layers, floating, known, select
+from jaxprune.models.paths import Arrays, Layers, check_name, floating, select
 from jaxprune.models.scores import wide
 from jaxprune.models.selection import lowest
 from jaxprune.models.structures import NM, Neurons, Structure, Weights
@@ -162,7 +162,7 @@ def _fitting(scores, shapes):
     """The scores of the chosen layers, if they are floats of the right shapes."""
     validation.instance("method", scores, Mapping, "scores by name, or a function or name of such")
     for path, shape in shapes.items():
-        known("scores", path, scores)
+        check_name("scores", path, scores)
         s = scores[path]
         if getattr(s, "shape", None) != shape or not jnp.issubdtype(s.dtype, jnp.floating):
             raise ValueError(f"scores of {path}: floats of shape {shape} are needed")
