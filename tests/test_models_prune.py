@@ -1,5 +1,6 @@
 """One conformance suite for every method, structure and amount, against loops over weights."""
 
+import fractions
 import itertools
 import math
 from functools import partial
@@ -99,12 +100,35 @@ def unit_of(structure, shape):
     return units
 
 
+def erdos_renyi(q, units, shapes):
+    """Densities c (sum of sides) / (product of sides), but of 1 for some, found among all subsets.
+
+    The largest remainders are rounded up, of equal ones the first.
+    """
+    share = {p: fractions.Fraction(sum(s), math.prod(s)) for p, s in shapes.items()}
+    wanted = sum(units.values()) - round(q * sum(units.values()))
+    for bits in itertools.product([False, True], repeat=len(units)):
+        whole = dict(zip(units, bits, strict=True))
+        rest = {p: share[p] * n for p, n in units.items() if not whole[p]}
+        left = wanted - sum(n for p, n in units.items() if whole[p])
+        if not rest or left < 0:
+            continue
+        c = left / sum(rest.values())
+        if all((c * share[p] > 1) == whole[p] for p in units):
+            exact = {p: units[p] if whole[p] else c * share[p] * units[p] for p in units}
+            break
+    kept = {p: math.floor(x) for p, x in exact.items()}
+    order = sorted(exact, key=lambda p: kept[p] - exact[p])
+    up = order[: wanted - sum(kept.values())]
+    return {p: n - kept[p] - (p in up) for p, n in units.items()}
+
+
 def removed_units(amount, units, shapes):
     """Groups of layers with a common threshold, and how many units of them go."""
     if isinstance(amount, Global):
         return [(list(units), round(amount.q * sum(units.values())))]
     if isinstance(amount, ErdosRenyi):
-        return [([p], k) for p, k in amount.removed(shapes, units).items()]
+        return [([p], k) for p, k in erdos_renyi(amount.q, units, shapes).items()]
     if isinstance(amount, dict):
         of = {path: amount["*.0.w" if ".0." in path else "*.[12].w"] for path in units}
     else:
