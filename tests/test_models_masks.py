@@ -121,9 +121,20 @@ def test_masks_that_do_not_fit(masks, said):
             use(Masks(masks), model())
 
 
-def test_a_mask_is_boolean():
-    with pytest.raises(ValueError, match="mask of a: a Boolean array"):
-        Masks({"a": jnp.ones(3)})
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [
+        ({"a": jnp.ones(3)}, "mask of a: a Boolean array"),
+        ({"a": [True, False]}, "mask of a: a Boolean array"),
+        (5, "masks = '5': a dictionary"),
+        ("a", "masks = 'a': a dictionary"),
+        ({1: jnp.ones(3, bool), "a": jnp.ones(3, bool)}, "name of a mask = '1': a string"),
+    ],
+)
+def test_masks_are_boolean_arrays_by_name(masks, said):
+    with pytest.raises(ValueError, match=said) as error:
+        Masks(masks)
+    assert "\n" not in str(error.value)
 
 
 def test_summary_counts():
@@ -168,6 +179,20 @@ def test_files(tmp_path):
     assert Masks.load(_saved(tmp_path, Masks())) == Masks()
     with pytest.raises(FileNotFoundError):
         Masks.load(tmp_path / "none")
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    masks = Masks({"__metadata__": jnp.ones(2, bool)})
+    with pytest.raises(ValueError, match="mask = '__metadata__'"):
+        masks.save(tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(OSError, match="m"):
+        some_masks().save(tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def _saved(tmp_path, masks):

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxprune.files import whole
 from jaxprune.report import bound, frontier, plots, rare, threshold
 from jaxprune.report.document import (
     Cell,
@@ -26,7 +27,6 @@ from jaxprune.report.document import (
     table,
     text,
 )
-from jaxprune.report.files import whole
 from jaxprune.report.reading import VERIFY, kind
 from jaxprune.report.words import (
     caption,

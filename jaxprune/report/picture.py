@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaxprune.report.files import whole
+from jaxprune.files import whole
 from jaxprune.report.page import write_json
 
 NAME = "plot.png"
