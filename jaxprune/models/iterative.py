@@ -8,6 +8,7 @@ import numpy as np
 from jaxprune import validation
 from jaxprune.models.amounts import LayerAmount
 from jaxprune.models.masks import Masks
+from jaxprune.models.model import params_of
 from jaxprune.models.paths import Layers, select
 from jaxprune.models.prune import Method, planned, pruned, units_gone
 from jaxprune.models.structures import NM, Structure, Weights
@@ -67,7 +68,7 @@ def iterative(
     in Python: functions for scores and training may be compiled, the whole is not.
 
     Args:
-      params: a pytree of parameters.
+      params: a pytree of parameters, or what `Model.of` takes; the result has parameters alone.
       method: as for `prune`; a function of the parameters is what can be scored anew.
       amount: at the end, as for `prune`.
       steps: at least 1.
@@ -87,6 +88,7 @@ def iterative(
     structure = Weights() if structure is None else structure
     if isinstance(structure, NM):
         raise ValueError("structure: N:M has no amount that could be reached in steps")
+    params = params_of(params)
     masks = Masks() if masks is None else masks
     masks.check(params)
     chosen = select(params, layers)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxprune import validation
 from jaxprune.files import whole
-from jaxprune.models.paths import arrays, check_name, replace
+from jaxprune.models.paths import arrays, check_name, put
 from jaxprune.models.summary import Summary, summarise
 
 FORMAT = {"jaxprune": "masks"}
@@ -94,7 +94,7 @@ class Masks(Mapping):
         """
         self.check(params)
         found = arrays(params)
-        return replace(params, {name: _zeroed(found[name], mask) for name, mask in self.items()})
+        return put(params, {name: _zeroed(found[name], mask) for name, mask in self.items()})
 
     def __and__(self, other: "Masks") -> "Masks":
         """Keeps what both keep; an array that only one has a mask for is whole in the other.

@@ -56,14 +56,30 @@ class Model:
 
 
 def is_pair(model: Any) -> bool:
-    """Whether it is `(params, apply)`."""
-    return isinstance(model, tuple) and len(model) == 2 and callable(model[1])
+    """Whether it is `(params, apply)`; a module that can be called is no apply."""
+    is_tuple = isinstance(model, tuple) and len(model) == 2
+    return is_tuple and callable(model[1]) and not _is_module(model[1])
+
+
+def params_of(model: Any) -> Any:
+    """The parameters of a pair or a `Model`; all else is parameters as it is."""
+    if isinstance(model, Model):
+        return model.params
+    return model[0] if is_pair(model) else model
 
 
 def is_model(model: Any) -> bool:
     """Whether `Model.of` takes it: parameters alone are no model."""
     libraries = [sys.modules[name] for name in ("flax.nnx", "equinox") if name in sys.modules]
     return is_pair(model) or isinstance(model, (Model, *(library.Module for library in libraries)))
+
+
+def _is_module(x):
+    """Whether it has arrays of its own, unlike the modules that Equinox makes of functions."""
+    nnx, eqx = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
+    if nnx and isinstance(x, nnx.Module):
+        return True
+    return bool(eqx and isinstance(x, eqx.Module) and any(map(eqx.is_array, jax.tree.leaves(x))))
 
 
 def _refuse_training(nnx, model):

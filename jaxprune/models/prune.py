@@ -13,6 +13,7 @@ from jaxprune import validation
 from jaxprune.models import scores as methods
 from jaxprune.models.amounts import Group, LayerAmount, groups
 from jaxprune.models.masks import Masks
+from jaxprune.models.model import params_of
 from jaxprune.models.paths import Arrays, Layers, check_name, floating, select
 from jaxprune.models.scores import wide
 from jaxprune.models.selection import lowest
@@ -43,7 +44,7 @@ def prune(
     then counts as the highest score and goes last.
 
     Args:
-      params: a pytree of parameters.
+      params: a pytree of parameters, or what `Model.of` takes.
       method: "magnitude", "random", scores by name, or a function of the parameters that gives
         them, such as `lambda p: models.snip(loss, p, x, y)`. The highest scores are kept.
       amount: a sparsity (the fraction removed), an `Amount`, `Global`, `ErdosRenyi` or a
@@ -61,6 +62,7 @@ def prune(
     Raises:
       ValueError: an argument that does not fit, or scores of a layer that are not finite.
     """
+    params = params_of(params)
     structure = Weights() if structure is None else structure
     chosen = select(params, layers)
     plan = planned(chosen, amount, structure)

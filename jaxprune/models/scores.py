@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.bits import random_bits
-from jaxprune.models.paths import Arrays, floating, replace
+from jaxprune.models.paths import Arrays, floating, put
 from jaxprune.pruning.random import coins
 from jaxprune.types import Key
 
@@ -60,7 +60,7 @@ def snip(loss: Callable[..., jax.Array], params: Any, *data: Any) -> Arrays:
       data: what the loss takes beside the parameters, such as a batch.
     """
     w = floating(params)
-    slope = jax.grad(lambda w: loss(replace(params, w), *data))(w)
+    slope = jax.grad(lambda w: loss(put(params, w), *data))(w)
     return {path: jnp.abs(wide(w[path]) * wide(slope[path])) for path in w}
 
 
@@ -84,7 +84,7 @@ def grasp(
     if temperature is not None:
         loss = partial(loss, temperature=temperature)
     w = floating(params)
-    gradient = jax.grad(lambda w: loss(replace(params, w), *data))
+    gradient = jax.grad(lambda w: loss(put(params, w), *data))
     _, curved = jax.jvp(gradient, (w,), (gradient(w),))
     return {path: wide(w[path]) * wide(curved[path]) for path in w}
 
@@ -116,7 +116,7 @@ def synflow(
         w = {path: jnp.abs(jnp.asarray(x)) for path, x in floating(params).items()}
         w = {path: x.astype(kind) if double else x for path, x in w.items()}
         ones = jnp.ones(in_shape, kind)
-        slope = jax.grad(lambda w: jnp.sum(apply(replace(params, w), ones)))(w)
+        slope = jax.grad(lambda w: jnp.sum(apply(put(params, w), ones)))(w)
         scores = {path: wide(w[path]) * wide(slope[path]) for path in w}
         return {path: np.asarray(s) for path, s in scores.items()} if double else scores
 
