@@ -247,6 +247,37 @@ def test_norms_are_those_of_slices_and_tiles():
     assert gone == set(sorted(tiles, key=tiles.get)[:4])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("structure", [Neurons(0), Block((1, 3))])
+def test_norms_of_any_size_are_told_apart(dtype, structure):
+    """Down to the least subnormal, and up to norms above the largest float; exact in fractions."""
+    kind, rng = np.finfo(dtype), np.random.default_rng(0)
+    least, most = kind.minexp - kind.nmant, kind.maxexp
+    powers = rng.integers(least + 1, most + 1, (60, 1)) - rng.integers(0, 3, (60, 3))
+    w = np.ldexp(rng.uniform(0.5, 1, (60, 3)), powers).astype(dtype)
+    w[:2], w[2:4], w[4] = kind.smallest_subnormal, kind.max, 0.0
+    w[1, 0], w[3, 2] = 2 * w[0, 0], w[3, 2] * dtype(0.9)
+    squares = [sum(fractions.Fraction(float(x)) ** 2 for x in row) for row in w]
+    order = sorted(range(60), key=squares.__getitem__)
+    for k in (1, 2, 3, 20, 40, 57, 58, 59):
+        mask = np.asarray(prune({"w": w}, amount=Count(k), structure=structure)["w"])
+        assert set(np.flatnonzero(~mask[:, 0])) == set(order[:k])
+
+
+def test_small_rows_beside_a_large_one():
+    w = jnp.asarray([[2e-24], [1e-24], [1.0]])
+    mask = prune({"w": w}, amount=Count(1), structure=Neurons(0))["w"]
+    assert mask[:, 0].tolist() == [True, False, True]
+
+
+def test_nm_tells_subnormal_numbers_apart():
+    tiny = np.finfo(np.float32).smallest_subnormal
+    scores = np.array([[2, 1, -1, -2], [0, -0.0, 1, 3]], np.float32) * tiny
+    assert scores[0, 0] > 0
+    mask = prune({"w": scores}, {"w": scores}, structure=NM(2, 4, 1))["w"]
+    assert mask.tolist() == [[True, True, False, False], [False, False, True, True]]
+
+
 def test_global_magnitude_is_a_stable_sort_over_all_layers():
     params = model(seed=7)
     masks = prune(params, amount=Global(0.37))

@@ -143,7 +143,7 @@ def _gone(earlier, structure):
     """For each layer that has a mask, which units it removes whole."""
     if isinstance(structure, NM):
         return {path: ~mask for path, mask in earlier.items()}
-    return {path: structure.total(m.astype(jnp.float32)) == 0 for path, m in earlier.items()}
+    return {path: ~structure.over(jnp.any, m) for path, m in earlier.items()}
 
 
 def units_gone(chosen: Arrays, structure: Structure, masks: Masks) -> dict[str, int]:
