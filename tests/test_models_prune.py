@@ -5,11 +5,13 @@ import itertools
 import math
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune as jp
 from jaxprune.models import (
     NM,
     Block,
@@ -304,6 +306,57 @@ def test_biases_go_with_their_neurons_if_asked():
         np.testing.assert_array_equal(both[f"layers.{i}.b"], both[path][:, 0])
 
 
+def test_a_bias_stays_while_a_weight_has_its_neuron():
+    """Two weights feed one bias, as in a GRU: a neuron is gone if it is from both."""
+    params = {
+        "ih": np.array([[1.0], [2.0], [3.0], [4.0]], np.float32),
+        "hh": np.array([[2.0], [1.0], [4.0], [3.0]], np.float32),
+        "b": np.ones(4, np.float32),
+        "other": np.ones((3, 3), np.float32),
+    }
+    how = {"structure": Neurons(0, bias="b"), "layers": ["ih", "hh"]}
+    assert prune(params, amount=Count(1), **how)["b"].tolist() == [True, True, True, True]
+    assert prune(params, amount=Count(2), **how)["b"].tolist() == [False, False, True, True]
+    ih = {"ih": Count(1), "hh": Count(3)}
+    assert prune(params, amount=ih, **how)["b"].tolist() == [False, True, True, True]
+    # A weight that is not chosen still has all of its neurons.
+    one = prune(params, amount=Count(2), structure=how["structure"], layers="ih")
+    assert one["b"].all() and not one["ih"][:2].any()
+    both = prune(params, amount=Count(2), structure=how["structure"], layers="hh", masks=one)
+    assert both["b"].tolist() == [False, False, True, True]
+
+
+def test_biases_of_neurons_gone_before_go_as_well():
+    """Whether or not the new pruning counts them among its own."""
+    params = {"w": jnp.asarray([[1.0], [2.0], [3.0], [4.0]]), "b": jnp.ones(4)}
+    first = Masks({"w": jnp.asarray([[True], [False], [True], [False]])})
+    for k, gone in ((0, [1, 3]), (1, [1, 3]), (2, [1, 3]), (3, [0, 1, 3])):
+        masks = prune(params, amount=Count(k), structure=Neurons(0, bias="b"), masks=first)
+        assert np.flatnonzero(~masks["b"]).tolist() == gone
+        assert np.flatnonzero(~masks["w"][:, 0]).tolist() == gone
+    # What is left of a neuron by two masks together is nothing.
+    params = {"w": jnp.asarray([[1.0, 1.0], [2.0, 2.0]]), "b": jnp.ones(2)}
+    first = Masks({"w": jnp.asarray([[False, True], [True, True]])})
+    masks = prune(params, amount=Count(1), structure=Neurons(0, bias="b"), masks=first)
+    assert masks["b"].tolist() == [False, True]
+
+
+def test_biases_of_convolutions_in_equinox(key):
+    model = eqx.nn.Conv2d(2, 5, 3, key=key)
+    masks = prune(model, amount=Count(2), structure=Neurons(0, bias="bias"))
+    assert masks["bias"].shape == (5, 1, 1)
+    np.testing.assert_array_equal(masks["bias"][:, 0, 0], masks["weight"].any((1, 2, 3)))
+    assert int(masks["bias"].sum()) == 3
+    one = prune(eqx.nn.Conv2d(2, 1, 3, key=key), amount=1.0, structure=Neurons(0, bias="bias"))
+    assert not one["bias"].any()
+
+
+def test_methods_of_the_package_stand_for_their_names():
+    params = model()
+    assert prune(params, jp.magnitude, 0.5) == prune(params, "magnitude", 0.5)
+    assert prune(params, jp.random, 0.5, key=KEY) == prune(params, "random", 0.5, key=KEY)
+
+
 def test_earlier_masks_stay_and_count():
     params = model()
     first = prune(params, "random", 0.3, key=KEY)
@@ -381,6 +434,11 @@ W = jnp.ones((2, 3))
         (lambda: prune({"w": W}, amount=0.5, structure=NM(2, 4, 0)), "N:M says itself"),
         (lambda: prune({"w": W}, "magnitud", 0.5), "did you mean 'magnitude'"),
         (lambda: prune({"w": W}, "random", 0.5), "needs a key"),
+        (lambda: prune({"w": W}, "random", 0.5, key=3), "key = '3': a key of jax.random"),
+        (lambda: prune({"w": W}, "random", 0.5, key="a"), "key = 'a': a key of jax.random"),
+        (lambda: prune({"w": W}, "random", 0.5, key=W), r"key: float32 of shape \(2, 3\)"),
+        (lambda: random(jax.random.split(KEY), {"w": W}), r"key: key<fry> of shape \(2,\)"),
+        (lambda: prune({"w": W}, jp.bernoulli, 0.5), "method = 'bernoulli': one of magnitude"),
         (lambda: prune({"w": W}, 3, 0.5), "method = '3'"),
         (lambda: prune({"w": W}, {"v": W}, 0.5), "scores = 'w'"),
         (lambda: prune({"w": W}, {"w": W.T}, 0.5), r"floats of shape \(2, 3\)"),
@@ -391,6 +449,7 @@ W = jnp.ones((2, 3))
         (lambda: prune({"w": W}, amount=0.5, structure=Block((1, 1, 1))), "fewer axes"),
         (lambda: prune({"w": W}, amount=0.5, structure=Neurons(0, bias="b")), "no chosen layer"),
         (lambda: prune({"w": W, "b": W[0]}, amount=0.5, structure=Neurons(0, bias="b")), "b has"),
+        (lambda: prune({"w": W, "b": W}, amount=0.5, structure=Neurons(0, bias="b")), "b has"),
         (lambda: prune({"w": W}, amount=0.5, masks=Masks({"v": W > 0})), "mask = 'v'"),
         (lambda: prune({"w": W}, amount=0.5, masks=Masks({"w": W.T > 0})), "does not fit"),
         (lambda: prune({"b": W[0]}, amount=0.5), "no floating array is chosen"),

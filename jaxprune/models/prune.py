@@ -18,10 +18,14 @@ from jaxprune.models.paths import Arrays, Layers, check_name, floating, select
 from jaxprune.models.scores import wide
 from jaxprune.models.selection import lowest
 from jaxprune.models.structures import NM, Neurons, Structure, Weights
+from jaxprune.pruning import Pruning
 from jaxprune.types import Key
 
-Method = str | Mapping[str, jax.Array] | Callable[[Any], Mapping[str, jax.Array]]
-"""Scores by name, a function of the parameters that gives them, "magnitude" or "random"."""
+Method = str | Pruning | Mapping[str, jax.Array] | Callable[[Any], Mapping[str, jax.Array]]
+"""Scores by name, a function of the parameters that gives them, "magnitude" or "random".
+
+`jaxprune.magnitude` and `jaxprune.random` stand for their names.
+"""
 
 METHODS = ("magnitude", "random")
 
@@ -95,6 +99,7 @@ def pruned(
     masks.check(params)
     shapes = {path: w.shape for path, w in chosen.items()}
     earlier = {path: masks[path] for path in chosen if path in masks}
+    method = method.name if isinstance(method, Pruning) else method
     if isinstance(method, str) and validation.choice("method", method, METHODS) == "random":
         scores, of_units = _random(params, structure, shapes, key), True
     else:
@@ -104,7 +109,7 @@ def pruned(
     with _precision(scores):
         if not of_units:
             _refuse(scores, earlier, structure)
-        new, units = _kept(
+        new = _kept(
             scores,
             earlier,
             np.array([group.removed for group in plan], np.int32),
@@ -113,12 +118,13 @@ def pruned(
             shapes=tuple(shapes.items()),
             of_units=of_units,
         )
-    return Masks(new | _biases(params, structure, units)) & masks
+    masks = Masks(new) & masks
+    return masks & _biases(params, structure, chosen, masks)
 
 
 @partial(jax.jit, static_argnames=("structure", "together", "shapes", "of_units"))
 def _kept(scores, earlier, removed, *, structure, together, shapes, of_units):
-    """Masks of the layers, and of their units, which are None for N:M."""
+    """Masks of the layers."""
     gone = _gone(earlier, structure)
     for path, s in scores.items():
         s = wide(s)
@@ -128,14 +134,14 @@ def _kept(scores, earlier, removed, *, structure, together, shapes, of_units):
             s = structure.scores(s)
         scores[path] = jnp.where(gone[path], -jnp.inf, s) if path in gone else s
     if isinstance(structure, NM):
-        return {path: structure.keep(s) for path, s in scores.items()}, None
+        return {path: structure.keep(s) for path, s in scores.items()}
     kept = {}
     for paths, k in zip(together, removed, strict=True):
         stays = ~lowest(jnp.concatenate([jnp.ravel(scores[path]) for path in paths]), k)
         ends = np.cumsum([scores[path].size for path in paths])
         for path, part in zip(paths, jnp.split(stays, ends[:-1]), strict=True):
             kept[path] = part.reshape(scores[path].shape)
-    return {path: structure.spread(kept[path], shape) for path, shape in shapes}, kept
+    return {path: structure.spread(kept[path], shape) for path, shape in shapes}
 
 
 @partial(jax.jit, static_argnames="structure")
@@ -201,17 +207,28 @@ def _precision(scores):
     return jax.enable_x64(True) if double else nullcontext()
 
 
-def _biases(params, structure, kept):
-    """Masks of the biases that go with their neurons."""
+def _biases(params, structure, chosen, masks):
+    """Masks of the biases: an entry goes if its unit is gone from every weight beside the bias."""
     if not isinstance(structure, Neurons) or structure.bias is None:
-        return {}
-    found, masks = floating(params), {}
-    for path, neurons in kept.items():
-        bias = ".".join([*path.split(".")[:-1], structure.bias])
-        if bias in found:
-            if found[bias].shape != neurons.shape:
-                raise ValueError(f"{bias} has shape {found[bias].shape}, not {neurons.shape}")
-            masks[bias] = neurons
-    if not masks:
+        return Masks()
+    found, axis = floating(params), structure.axis
+    bias_of = lambda path: ".".join([*path.split(".")[:-1], structure.bias])
+    kept = {}
+    for bias in {bias_of(path) for path in chosen if bias_of(path) != path} & found.keys():
+        shape, size = found[bias].shape, found[bias].size
+        beside = {path: w for path, w in found.items() if bias_of(path) == bias != path}
+        # Equinox's convolutions have a bias with axes of length 1 behind the first.
+        line = max(shape, default=1) == size
+        of = {}
+        for path, w in beside.items():
+            fits = line and -w.ndim <= axis < w.ndim and w.shape[axis] == size
+            if path in chosen and not fits:
+                raise ValueError(f"{bias} has shape {shape}, not ({w.shape[axis]},)")
+            # Weights that were not chosen still feed their units.
+            if path in chosen or (fits and w.ndim >= 2):
+                of[path] = masks.get(path, np.ones(w.shape, bool))
+        gone = _gone(of, structure)
+        kept[bias] = ~jnp.all(jnp.stack(list(gone.values())), 0).reshape(shape)
+    if not kept:
         raise ValueError(f"bias = {structure.bias!r}: no chosen layer has one")
-    return masks
+    return Masks(kept)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import validation
 from jaxprune.bits import random_bits
 from jaxprune.models.paths import Arrays, floating, put
 from jaxprune.pruning.random import coins
@@ -33,12 +34,19 @@ def random(key: Key, params: Any) -> Arrays:
     Args:
       key: of Threefry. The i-th floating array gets the bits of `fold_in(key, i)`.
       params: a pytree.
+
+    Raises:
+      ValueError: no key, or several.
     """
     return coins_of(key, {path: w.shape for path, w in floating(params).items()})
 
 
 def coins_of(key: Key, shapes: dict[str, tuple[int, ...]]) -> Arrays:
     """`random` for arrays of given shapes."""
+    key = validation.instance("key", key, jax.Array | np.ndarray, "a key of jax.random")
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if key.ndim != (0 if typed else 1) or not (typed or key.dtype == np.uint32):
+        raise ValueError(f"key: {key.dtype} of shape {key.shape}; one key of jax.random is needed")
     return {path: _coins(key, i, shape) for i, (path, shape) in enumerate(shapes.items())}
 
 

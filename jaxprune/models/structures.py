@@ -49,7 +49,8 @@ class Neurons:
         as GraSP's, have no norm and need "sum".
       bias: None leaves biases alone, so that a removed neuron still gives its activation at the
         bias. A name ("bias") removes with each neuron its entry in the array of that name beside
-        the weights, where there is one.
+        the weights, where there is one; but not while another array of two or more axes beside it
+        has the neuron too (the weights of a GRU's input and state), and is not rid of it.
     """
 
     axis: int
