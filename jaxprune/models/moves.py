@@ -162,12 +162,12 @@ def moves(
       model: what `Model.of` takes: a Flax NNX or Equinox module, or `(params, apply)`.
       masks: from `prune`.
       x: `(n, ...)` inputs, each as the model takes it.
-      labels: `(n,)` whole numbers, the classes; None for none.
+      labels: `(n,)` whole numbers, the classes, from 0; None for none.
       batch: inputs at once.
 
     Raises:
-      ValueError: no inputs, labels that do not fit, masks of another model, or a model whose
-        output is no array with one entry for each input.
+      ValueError: no inputs, integers that JAX's type does not hold, labels that do not fit, masks
+        of another model, or a model whose output is no array with one entry for each input.
     """
     return _against(_target(model, x, labels, batch), masks)
 
@@ -256,12 +256,17 @@ def _target(model, x, labels, batch):
             kind = f"{labels.dtype} of shape {labels.shape}"
             raise ValueError(f"labels: {kind}; a whole number for each of {len(x)} is needed")
     # What the model gets is what float64 is to get, too.
-    x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+    given, x = x, x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+    if np.issubdtype(given.dtype, np.integer) and (x != given).any():
+        raise ValueError(f"x: {given.dtype} with numbers that {x.dtype}, JAX's, does not have")
     run = jax.jit(model.apply)
     twins = np.unique(np.linspace(0, len(x) - 1, TWINS).astype(int))
     outputs = _outputs(run, model.params, x, batch)
     if labels is not None and not _has_classes(outputs):
         raise ValueError(f"labels: outputs of shape {outputs.shape[1:]} are no classes")
+    if labels is not None and not 0 <= labels.min() <= labels.max() < outputs.shape[1]:
+        span = f"{labels.min()} to {labels.max()}"
+        raise ValueError(f"labels: {span}; classes from 0 to {outputs.shape[1] - 1} are needed")
     exact = _exact(run, model.params, x[twins], batch)
     return _Target(run, model.params, x, labels, batch, outputs, twins, exact)
 
