@@ -309,6 +309,34 @@ def test_models_in_training_are_refused():
     assert set(models.arrays(Model.of(model).params)) == set(models.arrays(model))
 
 
+class Noisy(eqx.Module):
+    linear: eqx.nn.Linear
+    parts: list
+
+    def __init__(self, p):
+        self.linear = eqx.nn.Linear(6, 4, key=jax.random.key(0))
+        self.parts = [eqx.nn.Dropout(0.0), eqx.nn.Dropout(p)]
+
+    def __call__(self, x):
+        return self.parts[1](self.linear(x), key=jax.random.key(1))
+
+
+def test_equinox_modules_in_training_are_refused():
+    model, x = Noisy(0.5), np.ones((3, 6), np.float32)
+    masks = prune(model, amount=0.5)
+    with pytest.raises(ValueError, match=r"parts\.1 has inference = False; equinox") as error:
+        moves(model, masks, x)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="Dropout has inference = False"):
+        Model.of(eqx.nn.Dropout(0.5))
+    still = eqx.nn.inference_mode(model)
+    expected = jax.vmap(model.linear)(x) - jax.vmap(masks.apply(model).linear)(x)
+    np.testing.assert_allclose(
+        moves(still, masks, x).distances, np.linalg.norm(expected, axis=1), rtol=1e-4
+    )
+    assert moves(Noisy(0.0), masks, x).n == 3  # which drops nothing
+
+
 class Tied(nnx.Module):
     """`W2` is `W1`: one variable in two places."""
 
