@@ -76,6 +76,17 @@ def test_apply_under_jit_and_vmap():
     np.testing.assert_array_equal(both.sum(0), params["a"])
 
 
+def test_types_stay_or_are_refused_where_masks_are_traced():
+    params, masks = {"host": np.arange(9.0).reshape(3, 3)}, Masks({"host": np.eye(3, dtype=bool)})
+    apply = jax.jit(lambda masks: masks.apply(params))
+    with pytest.raises(ValueError, match=r"host is float64: jax\.enable_x64 is needed"):
+        apply(masks)
+    with jax.enable_x64(True):
+        pruned = apply(masks)["host"]
+    assert pruned.dtype == np.float64
+    np.testing.assert_array_equal(pruned, np.diag([0.0, 4.0, 8.0]))
+
+
 def test_equinox_model():
     net = eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0))
     masks = prune(net, amount=0.5)
@@ -145,12 +156,12 @@ def test_summary_counts():
         assert row.weights == masks[row.path].size and row.kept == int(masks[row.path].sum())
         assert row.sparsity == pytest.approx(1 - row.kept / row.weights)
     assert [row.path for row in summary.untouched] == ["b.bias", "key", "steps"]
-    assert summary.total.weights == 24 + 15 + 9 + 5 + 2
+    assert summary.total.weights == 24 + 15 + 9 + 5  # neither a key nor a counter
     assert (
         summary.total.weights - summary.total.kept == summary.masked.weights - summary.masked.kept
     )
     text = str(summary)
-    assert "untouched: 3 arrays of 7 weights, 0 removed: b.bias, key, steps" in text
+    assert "untouched: 3 arrays of 5 weights, 0 removed: b.bias, key, steps" in text
     assert "b.w" in text and "5x3" in text and "%" in text
     assert len({len(line) for line in text.splitlines()[:-1]}) == 1
 

@@ -90,11 +90,12 @@ class Masks(Mapping):
         Types stay what they are; every leaf without a mask is the same object as before.
 
         Raises:
-          ValueError: a mask whose array is missing or has another shape.
+          ValueError: a mask whose array is missing or has another shape; or, under `jit`, an array
+            of NumPy's of a type that JAX does not have without `jax.enable_x64`.
         """
         self.check(params)
         found = arrays(params)
-        return put(params, {name: _zeroed(found[name], mask) for name, mask in self.items()})
+        return put(params, {name: _zeroed(name, found[name], mask) for name, mask in self.items()})
 
     def __and__(self, other: "Masks") -> "Masks":
         """Keeps what both keep; an array that only one has a mask for is whole in the other.
@@ -179,10 +180,11 @@ def _read(path):
     return tensors
 
 
-def _zeroed(x, mask):
+def _zeroed(name, x, mask):
     if isinstance(x, np.ndarray):
         try:
             return np.where(np.asarray(mask), x, np.zeros((), x.dtype))
         except jax.errors.TracerArrayConversionError:
-            pass
+            if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+                raise ValueError(f"{name} is {x.dtype}: jax.enable_x64 is needed") from None
     return jnp.where(mask, x, jnp.zeros((), x.dtype))
