@@ -193,6 +193,11 @@ def test_convolutions(layout):
     assert np.linalg.norm(d, axis=0).max() <= gap.lower * 1.001
 
 
+def test_counters_and_keys_belong_to_no_layer():
+    params = stack((4, 8, 3))
+    assert known(params | {"steps": np.int32(3) * np.ones(1, np.int32), "key": KEY}).biased
+
+
 def test_a_safetensors_file_is_a_model(tmp_path):
     params = stack((6, 9, 9, 4))
     save_file(params, tmp_path / "model.safetensors")
@@ -260,6 +265,14 @@ NAN = np.full((3, 2), np.nan, np.float32)
         (lambda: known({"w": W, "b": W[:, 0], "bias": W[:, 0]}), "bias: belongs to no layer"),
         (lambda: known({"w": W, "b": W[0]}), r"b has shape \(2,\): \(3,\) is needed"),
         (lambda: known({"a": W, "b.w": W}), "b.w takes 2 features: the one before gives 3"),
+        (lambda: known({"v": W.astype(np.int8), "w": W}), r"v: int8 of shape \(3, 2\); floats"),
+        (lambda: known({"v": W.astype(complex), "w": W}), "v: complex128 of shape"),
+        (
+            lambda: known({"v": np.ones((0, 3), np.float32), "w": W}),
+            r"v: float32 of shape \(0, 3\)",
+        ),
+        (lambda: known({"w": W, "b": np.ones(3, int)}), r"b: int64 of shape \(3,\)"),
+        (lambda: known(({"v": W > 0, "w": W}, lambda p, x: x @ W.T)), "v: bool of shape"),
         (lambda: known({"w": W}, order=["v"]), "each of 'w' once"),
         (lambda: known({"w": W}, order=["w", "w"]), "each of 'w' once"),
         (lambda: known({"w": W}, "relu"), "stack = 'relu'"),
