@@ -110,6 +110,14 @@ def floating(params: Any) -> Arrays:
     return found
 
 
+def statistics(params: Any) -> set[str]:
+    """Names of the running statistics: Flax's `BatchStat`, Linen's collection "batch_stats"."""
+    nnx = sys.modules.get("flax.nnx")
+    found = _flax_variables(_plain(params)[0]).items()
+    of_flax = {_name(path) for path, node in found if isinstance(node, nnx.BatchStat)}
+    return of_flax | {name for name in arrays(params) if name.startswith("batch_stats.")}
+
+
 def replace(params: Any, new: Mapping[str, jax.Array]) -> Any:
     """The pytree with some of its arrays replaced; all other leaves are the same objects.
 

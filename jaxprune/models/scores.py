@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxprune import validation
 from jaxprune.bits import random_bits
-from jaxprune.models.paths import Arrays, floating, put
+from jaxprune.models.paths import Arrays, floating, put, statistics
 from jaxprune.pruning.random import coins
 from jaxprune.types import Key
 
@@ -109,8 +109,10 @@ def synflow(
     Tanaka, Kunin, Yamins & Ganguli, "Pruning neural networks without any data by iteratively
     conserving synaptic flow", NeurIPS 2020, arXiv:2006.05467, equation 2. Without biases R sums
     the products of |w| along all paths, and the scores of a layer sum to R. As in the authors'
-    code, biases and norms' parameters are taken positive, too. The network should be in
-    evaluation mode, its activations the identity on positive numbers.
+    code, biases and norms' parameters are taken positive, too. Running statistics are no
+    parameters (`paths.statistics`: those of Flax are known) and stay as they are: |w| for a mean
+    would shift what the norm centres. The network should be in evaluation mode, its activations
+    the identity on positive numbers.
 
     Args:
       apply: `apply(params, x)`.
@@ -118,15 +120,36 @@ def synflow(
       in_shape: shape of x, with a batch axis of one if `apply` takes batches.
       double: computes in float64 and returns NumPy arrays of it, not under `jax.jit`: in float32
         the sum of a deep network overflows.
+
+    Raises:
+      ValueError: R is not positive and finite, or no score differs from 0: they would tell
+        nothing. Under `jax.jit` it cannot be seen.
     """
+    signed = statistics(params)
     with jax.enable_x64(True) if double else nullcontext():
         kind = jnp.float64 if double else jnp.float32
-        w = {path: jnp.abs(jnp.asarray(x)) for path, x in floating(params).items()}
+        arrays = {path: jnp.asarray(x) for path, x in floating(params).items()}
+        w = {path: x if path in signed else jnp.abs(x) for path, x in arrays.items()}
         w = {path: x.astype(kind) if double else x for path, x in w.items()}
         ones = jnp.ones(in_shape, kind)
-        slope = jax.grad(lambda w: jnp.sum(apply(put(params, w), ones)))(w)
+        flow = lambda w: jnp.sum(apply(put(params, w), ones))
+        total, slope = jax.value_and_grad(flow)(w)
         scores = {path: wide(w[path]) * wide(slope[path]) for path in w}
+        _refuse_no_flow(total, [s for path, s in scores.items() if path not in signed])
         return {path: np.asarray(s) for path, s in scores.items()} if double else scores
+
+
+def _refuse_no_flow(total, scores):
+    """Raises a ValueError for scores without a meaning, if they are known by now."""
+    try:
+        total, some = float(total), any(bool(jnp.any(s)) for s in scores)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if not 0 < total < np.inf:
+        hint = "" if total == 0 else "; double=True may do"
+        raise ValueError(f"R = {total:g}: a positive finite sum of outputs is needed{hint}")
+    if not some:
+        raise ValueError(f"R = {total:g}: depends on no parameter")
 
 
 def wide(x):
