@@ -291,6 +291,7 @@ NAN = np.full((3, 2), np.nan, np.float32)
         (lambda: ball_gap({"w": W, "b": W[:, 0]}, Masks(), jp.tanh), "biases need relu"),
         (lambda: ball_gap({"w": W}, Masks({"v": W > 0})), "mask = 'v'"),
         (lambda: ball_gap({"w": W}, Masks({"w": W.T > 0})), "does not fit"),
+        (lambda: ball_gap({"1": 1e30 * W, "2": 1e30 * W.T}, Masks({"1": W < 0})), "overflows in"),
         (lambda: ball_gap({"w": W}, {"w": W > 0}), "the Masks that prune gives"),
         (lambda: ball_gap({"w": W}, Masks(), domain="ball"), "domain = 'ball'"),
         (lambda: ball_gap({"w": W}, Masks(), seed=-1), "seed = -1"),
