@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxprune import models
-from jaxprune.models import Model, arrays, iterative, prune, replace, select
+from jaxprune.models import Masks, Model, arrays, iterative, prune, replace, select
 
 
 @jax.tree_util.register_dataclass
@@ -155,10 +155,14 @@ def test_long_doubles_are_refused():
     params = {"w": np.ones((2, 2), np.longdouble)}
     if params["w"].dtype == np.float64:
         pytest.skip("long doubles are doubles here")
-    for use in (select, lambda p: prune(p, amount=0.5), models.magnitude, models.known):
+    apply = lambda p, x: x @ p["w"].T
+    move = lambda p: models.moves((p, apply), Masks(), np.ones((3, 2)))
+    for use in (select, lambda p: prune(p, amount=0.5), models.magnitude, models.known, move):
         with pytest.raises(ValueError, match="w is float128: float64 or narrower") as error:
             use(params)
         assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="x is float128: float64 or narrower"):
+        models.moves(({"w": np.ones((2, 2))}, apply), Masks(), np.ones((3, 2), np.longdouble))
 
 
 def test_bad_replacements():

@@ -13,6 +13,7 @@ from jaxprune import validation
 from jaxprune.engine import Tally, Trial, keys
 from jaxprune.models.masks import Masks
 from jaxprune.models.model import Model
+from jaxprune.models.paths import floating
 from jaxprune.statistics import (
     Claim,
     Counts,
@@ -255,6 +256,8 @@ def _target(model, x, labels, batch):
         if labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
             kind = f"{labels.dtype} of shape {labels.shape}"
             raise ValueError(f"labels: {kind}; a whole number for each of {len(x)} is needed")
+    for tree in (model.params, {"x": x}):
+        floating(tree)  # refuses long doubles in a line
     # What the model gets is what float64 is to get, too.
     given, x = x, x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
     if np.issubdtype(given.dtype, np.integer) and (x != given).any():
