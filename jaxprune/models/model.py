@@ -57,7 +57,7 @@ class Model:
 
 
 def is_pair(model: Any) -> bool:
-    """Whether it is `(params, apply)`; a module that can be called is no apply."""
+    """Whether it is `(params, apply)`; a module with arrays of its own is no apply."""
     is_tuple = isinstance(model, tuple) and len(model) == 2
     return is_tuple and callable(model[1]) and not _is_module(model[1])
 
