@@ -14,6 +14,7 @@ ALLOWED = {
     "types": set(),
     "validation": set(),
     "bits": set(),
+    "files": set(),
     "laws": set(),
     "activations": set(),
     "networks": {"activations", "products"},
@@ -28,6 +29,7 @@ ALLOWED = {
         "activations",
         "bits",
         "engine",
+        "files",
         "gaps",
         "inputs",
         "networks",
@@ -46,10 +48,11 @@ ALLOWED = {
         "pruning",
         "statistics",
     },
-    "report": {"statistics"},  # the words of verdicts
+    "report": {"files", "statistics"},  # the words of verdicts
     "cli": {
         "activations",
         "engine",
+        "files",
         "laws",
         "networks",
         "pruning",

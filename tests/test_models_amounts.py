@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -107,6 +108,39 @@ def test_dictionaries():
 def test_bad_amounts(amount, said):
     with pytest.raises(ValueError, match=said):
         counts(amount)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, jnp.float32])
+def test_a_narrow_number_counts_exactly(kind):
+    """A quarter is exact in every type; products of it with sizes are not."""
+    size = 100_000_003
+    assert Fraction(kind(0.25)).count(size) == 25_000_001
+    assert Fraction(kind(1)).count(2**24 + 1) == 2**24 + 1
+    for amount in (Global(kind(0.25)), ErdosRenyi(kind(0.25)), kind(0.25)):
+        (group,) = groups(amount, {"w": (size, 1)}, {"w": size})
+        assert group.removed == 25_000_001
+    assert Sublinear(kind(0.5)).count(10_001**2) == 10_001
+    assert Count(np.int8(100)).count(1000) == 100 and type(Count(np.int8(3)).k) is int
+    assert type(Sublinear(kind(0.5)).alpha) is type(Global(kind(0.5)).q) is float
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ((0, 5), r"axes = \(0, 5\): are not two axes of an array of shape \(8, 3, 3, 3\)"),
+        ((0, -4), "are not two axes"),
+        ((0, 0), "are not two axes"),
+        ((0,), "two axes are needed"),
+        ((0, 1, 2), "two axes are needed"),
+        (3, "axes = '3'"),
+        ((0, "a"), "axis = 'a'"),
+        ((0, 0.5), "axis = 0.5"),
+    ],
+)
+def test_bad_axes(axes, said):
+    with pytest.raises(ValueError, match=said) as error:
+        counts(ErdosRenyi(0.5, kernel=False, axes=axes))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("make", [Global, ErdosRenyi])

@@ -432,6 +432,11 @@ def test_layouts_of_convolutions_with_biases_are_one_network():
     assert ball_gap(flat, flat_masks, CONV) == gaps[0]
 
 
+def test_counters_and_keys_belong_to_no_layer():
+    params = stack((4, 8, 3))
+    assert known(params | {"steps": np.int32(3) * np.ones(1, np.int32), "key": KEY}).biased
+
+
 def test_a_safetensors_file_is_a_model(tmp_path):
     params = stack((6, 9, 9, 4))
     save_file(params, tmp_path / "model.safetensors")
@@ -499,6 +504,14 @@ NAN = np.full((3, 2), np.nan, np.float32)
         (lambda: known({"w": W, "b": W[:, 0], "bias": W[:, 0]}), "bias: belongs to no layer"),
         (lambda: known({"w": W, "b": W[0]}), r"b has shape \(2,\): \(3,\) is needed"),
         (lambda: known({"a": W, "b.w": W}), "b.w takes 2 features: the one before gives 3"),
+        (lambda: known({"v": W.astype(np.int8), "w": W}), r"v: int8 of shape \(3, 2\); floats"),
+        (lambda: known({"v": W.astype(complex), "w": W}), "v: complex128 of shape"),
+        (
+            lambda: known({"v": np.ones((0, 3), np.float32), "w": W}),
+            r"v: float32 of shape \(0, 3\)",
+        ),
+        (lambda: known({"w": W, "b": np.ones(3, int)}), r"b: int64 of shape \(3,\)"),
+        (lambda: known(({"v": W > 0, "w": W}, lambda p, x: x @ W.T)), "v: bool of shape"),
         (lambda: known({"w": W}, order=["v"]), "each of 'w' once"),
         (lambda: known({"w": W}, order=["w", "w"]), "each of 'w' once"),
         (lambda: known({"w": W}, "relu"), "stack = 'relu'"),
@@ -529,6 +542,7 @@ NAN = np.full((3, 2), np.nan, np.float32)
         (lambda: ball_gap({"w": W, "b": W[:, 0]}, Masks(), jp.tanh), "biases need relu"),
         (lambda: ball_gap({"w": W}, Masks({"v": W > 0})), "mask = 'v'"),
         (lambda: ball_gap({"w": W}, Masks({"w": W.T > 0})), "does not fit"),
+        (lambda: ball_gap({"1": 1e30 * W, "2": 1e30 * W.T}, Masks({"1": W < 0})), "overflows in"),
         (lambda: ball_gap({"w": W}, {"w": W > 0}), "the Masks that prune gives"),
         (lambda: ball_gap({"w": W}, Masks(), domain="ball"), "domain = 'ball'"),
         (lambda: ball_gap({"w": W}, Masks(), seed=-1), "seed = -1"),

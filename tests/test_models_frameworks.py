@@ -315,6 +315,106 @@ def test_models_in_training_are_refused():
     assert set(models.arrays(Model.of(model).params)) == set(models.arrays(model))
 
 
+class Noisy(eqx.Module):
+    linear: eqx.nn.Linear
+    parts: list
+
+    def __init__(self, p):
+        self.linear = eqx.nn.Linear(6, 4, key=jax.random.key(0))
+        self.parts = [eqx.nn.Dropout(0.0), eqx.nn.Dropout(p)]
+
+    def __call__(self, x):
+        return self.parts[1](self.linear(x), key=jax.random.key(1))
+
+
+def test_equinox_modules_in_training_are_refused():
+    model, x = Noisy(0.5), np.ones((3, 6), np.float32)
+    masks = prune(model, amount=0.5)
+    with pytest.raises(ValueError, match=r"parts\.1 has inference = False; equinox") as error:
+        moves(model, masks, x)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="Dropout has inference = False"):
+        Model.of(eqx.nn.Dropout(0.5))
+    still = eqx.nn.inference_mode(model)
+    expected = jax.vmap(model.linear)(x) - jax.vmap(masks.apply(model).linear)(x)
+    np.testing.assert_allclose(
+        moves(still, masks, x).distances, np.linalg.norm(expected, axis=1), rtol=1e-4
+    )
+    assert moves(Noisy(0.0), masks, x).n == 3  # which drops nothing
+
+
+class Tied(nnx.Module):
+    """`W2` is `W1`: one variable in two places."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, 6, rngs=rngs)
+        self.second = nnx.Linear(6, 6, rngs=rngs)
+        self.second.kernel = self.first.kernel
+
+    def __call__(self, x):
+        return self.second(nnx.relu(self.first(x)))
+
+
+def test_a_variable_in_two_places_is_one_array():
+    model = Tied(nnx.Rngs(0))
+    names = ["first.bias", "first.kernel", "second.bias"]
+    assert sorted(models.arrays(model)) == sorted(models.arrays(Model.of(model).params)) == names
+    masks = prune(model, amount=0.5)
+    assert list(masks) == ["first.kernel"] and masks.summary(model).masked.weights == 36
+    pruned = masks.apply(model)
+    assert pruned.second.kernel is pruned.first.kernel is not model.first.kernel
+    assert int((pruned.second.kernel[...] == 0).sum()) == 18
+    assert not (model.first.kernel[...] == 0).any()
+    x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    expected = np.linalg.norm(np.asarray(model(x) - pruned(x)), axis=1)
+    np.testing.assert_allclose(moves(model, masks, x).distances, expected, rtol=1e-4, atol=1e-5)
+    for parts in ([model.first, model.second], {"a": model}):
+        with pytest.raises(ValueError, match=r"kernel are one variable; the Flax module") as error:
+            models.arrays(parts)
+        assert "\n" not in str(error.value)
+
+
+class SharedEquinox(eqx.Module):
+    shared: eqx.nn.Shared
+
+    def __init__(self, key):
+        layers = [eqx.nn.Linear(6, 6, key=key), eqx.nn.Linear(6, 6, key=key)]
+        self.shared = eqx.nn.Shared(layers, lambda p: p[1].weight, lambda p: p[0].weight)
+
+    def __call__(self, x):
+        first, second = self.shared()
+        return second(jax.nn.relu(first(x)))
+
+
+def test_arrays_that_equinox_shares():
+    model = SharedEquinox(jax.random.key(0))
+    masks = prune(model, amount=0.5)
+    assert list(masks) == ["shared.pytree.0.weight"]
+    pruned = masks.apply(model)
+    first, second = pruned.shared()
+    assert second.weight is first.weight and int((first.weight == 0).sum()) == 18
+    x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    expected = np.linalg.norm(outputs(model, x) - outputs(pruned, x), axis=1)
+    np.testing.assert_allclose(moves(model, masks, x).distances, expected, rtol=1e-4, atol=1e-5)
+    # One array in two places of a tree is two, as it is for JAX.
+    layer = eqx.nn.Linear(6, 6, key=jax.random.key(0))
+    assert list(prune([layer, layer], amount=0.5)) == ["0.weight", "1.weight"]
+
+
+def test_a_tuple_of_two_modules_is_no_pair():
+    key = jax.random.key(0)
+    layers = eqx.nn.Linear(3, 4, key=key), eqx.nn.Linear(4, 2, key=key)
+    assert models.known(layers).paths == ("0.weight", "1.weight")
+    assert list(prune(layers, amount=0.5)) == ["0.weight", "1.weight"]
+    two = nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    assert list(prune(two, amount=0.5)) == ["0.kernel", "1.kernel"]
+    # But a function that Equinox has compiled is one, though it is a module as well.
+    apply = eqx.filter_jit(lambda layer, x: jax.vmap(layer)(x))
+    assert list(prune((layers[0], apply), amount=0.5)) == ["weight"]
+    moved = moves((layers[0], apply), prune(layers[0], amount=0.0), np.ones((2, 3), np.float32))
+    assert moved.largest == 0.0
+
+
 def test_statistics_are_part_of_the_model(trained):
     """A norm's running averages are arrays of the model: compared, kept, in float64 as well."""
     model, _, _ = trained["flax mlp"]

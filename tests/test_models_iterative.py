@@ -95,6 +95,28 @@ def test_training_in_between_starts_from_and_ends_with_pruned_weights():
     assert done.masks != prune(model(), amount=0.5)
 
 
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("name", ["a", "bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_training_that_diverges_is_refused(step, name, value, key):
+    done = []
+
+    def after(params, masks):
+        done.append(masks)
+        bad = len(done) == step
+        return {**params, name: params[name] + value} if bad else params
+
+    with pytest.raises(ValueError, match=f"after: {name} is not finite after step {step}") as error:
+        iterative(model(), "random", 0.5, 3, after=after, key=key)
+    assert "\n" not in str(error.value) and len(done) == step
+
+
+def test_what_was_not_finite_at_first_may_stay():
+    params = model() | {"mask": jnp.full((3,), -jnp.inf)}
+    done = iterative(params, "magnitude", 0.5, 2, after=lambda params, masks: params, layers="a")
+    assert removed(done.masks) == {"a": 100}
+
+
 def test_starts_from_earlier_masks():
     first = prune(model(), amount={"a": Count(40), "b": Count(0)})
     done = iterative(model(), "magnitude", Count(100), 4, "linear", masks=first)

@@ -76,6 +76,17 @@ def test_apply_under_jit_and_vmap():
     np.testing.assert_array_equal(both.sum(0), params["a"])
 
 
+def test_types_stay_or_are_refused_where_masks_are_traced():
+    params, masks = {"host": np.arange(9.0).reshape(3, 3)}, Masks({"host": np.eye(3, dtype=bool)})
+    apply = jax.jit(lambda masks: masks.apply(params))
+    with pytest.raises(ValueError, match=r"host is float64: jax\.enable_x64 is needed"):
+        apply(masks)
+    with jax.enable_x64(True):
+        pruned = apply(masks)["host"]
+    assert pruned.dtype == np.float64
+    np.testing.assert_array_equal(pruned, np.diag([0.0, 4.0, 8.0]))
+
+
 def test_equinox_model():
     net = eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0))
     masks = prune(net, amount=0.5)
@@ -121,9 +132,20 @@ def test_masks_that_do_not_fit(masks, said):
             use(Masks(masks), model())
 
 
-def test_a_mask_is_boolean():
-    with pytest.raises(ValueError, match="mask of a: a Boolean array"):
-        Masks({"a": jnp.ones(3)})
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [
+        ({"a": jnp.ones(3)}, "mask of a: a Boolean array"),
+        ({"a": [True, False]}, "mask of a: a Boolean array"),
+        (5, "masks = '5': a dictionary"),
+        ("a", "masks = 'a': a dictionary"),
+        ({1: jnp.ones(3, bool), "a": jnp.ones(3, bool)}, "name of a mask = '1': a string"),
+    ],
+)
+def test_masks_are_boolean_arrays_by_name(masks, said):
+    with pytest.raises(ValueError, match=said) as error:
+        Masks(masks)
+    assert "\n" not in str(error.value)
 
 
 def test_summary_counts():
@@ -134,12 +156,12 @@ def test_summary_counts():
         assert row.weights == masks[row.path].size and row.kept == int(masks[row.path].sum())
         assert row.sparsity == pytest.approx(1 - row.kept / row.weights)
     assert [row.path for row in summary.untouched] == ["b.bias", "key", "steps"]
-    assert summary.total.weights == 24 + 15 + 9 + 5 + 2
+    assert summary.total.weights == 24 + 15 + 9 + 5  # neither a key nor a counter
     assert (
         summary.total.weights - summary.total.kept == summary.masked.weights - summary.masked.kept
     )
     text = str(summary)
-    assert "untouched: 3 arrays of 7 weights, 0 removed: b.bias, key, steps" in text
+    assert "untouched: 3 arrays of 5 weights, 0 removed: b.bias, key, steps" in text
     assert "b.w" in text and "5x3" in text and "%" in text
     assert len({len(line) for line in text.splitlines()[:-1]}) == 1
 
@@ -168,6 +190,20 @@ def test_files(tmp_path):
     assert Masks.load(_saved(tmp_path, Masks())) == Masks()
     with pytest.raises(FileNotFoundError):
         Masks.load(tmp_path / "none")
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    masks = Masks({"__metadata__": jnp.ones(2, bool)})
+    with pytest.raises(ValueError, match="mask = '__metadata__'"):
+        masks.save(tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(OSError, match="m"):
+        some_masks().save(tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def _saved(tmp_path, masks):

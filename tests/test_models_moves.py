@@ -147,6 +147,16 @@ def test_changed_share_is_clopper_pearson():
         record([1.0]).changed_share()
 
 
+def test_whole_numbers_are_inputs():
+    """Tokens of an embedding, in the type that NumPy gives them."""
+    table = {"w": np.arange(1.0, 9.0, dtype=np.float32).reshape(4, 2)}
+    masks = Masks({"w": np.arange(8).reshape(4, 2) != 5})
+    for kind in (np.int64, np.uint64, np.int8):
+        x = np.array([0, 2, 3], kind)
+        moved = moves((table, lambda p, x: jnp.asarray(p["w"])[x]), masks, x)
+        assert moved.distances.tolist() == [0.0, 6.0, 0.0]
+
+
 def test_half_precision_widens_the_band():
     params, x = mlp(), data(200)
     half = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), params)
@@ -194,6 +204,16 @@ def test_nan_weights_and_inputs_are_counted():
         (lambda m, k: moves(m, k, np.float32(3)), "at least one input"),
         (lambda m, k: moves(m, k, data(5), np.zeros(4, int)), "labels: int64 of shape"),
         (lambda m, k: moves(m, k, data(5), np.zeros(5)), "labels: float64"),
+        (
+            lambda m, k: moves(m, k, data(4), np.arange(-1, 3)),
+            "labels: -1 to 2; classes from 0 to 3",
+        ),
+        (lambda m, k: moves(m, k, data(4), np.arange(1, 5)), "labels: 1 to 4; classes from 0 to 3"),
+        (lambda m, k: moves(m, k, np.full((2, 6), 2**31)), "x: int64 with numbers that int32"),
+        (
+            lambda m, k: moves(m, k, np.full((2, 6), 2**40, np.uint64)),
+            "x: uint64 with numbers that uint32",
+        ),
         (lambda m, k: moves(m, k, data(5), batch=0), "batch = 0"),
         (lambda m, k: moves(m, dict(k), data(5)), "the Masks that prune gives"),
         (lambda m, k: moves(m, Masks({"9.w": np.ones((1, 1), bool)}), data(5)), "9.w"),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxprune.models import arrays, replace, select
+from jaxprune import models
+from jaxprune.models import Masks, Model, arrays, iterative, prune, replace, select
 
 
 @jax.tree_util.register_dataclass
@@ -190,6 +191,51 @@ def test_bad_choices(layers, said):
     with pytest.raises(ValueError, match=said) as error:
         select(nested(), layers)
     assert "\n" not in str(error.value)
+
+
+def test_the_parameters_of_a_pair_and_of_a_model():
+    tree, apply = {"w": jnp.ones((3, 2)), "b": np.zeros(3)}, lambda params, x: x
+    for model in ((tree, apply), Model(apply, tree)):
+        assert list(arrays(model)) == ["b", "w"]
+        masks = prune(model, amount=0.5)
+        assert list(masks) == ["w"] and masks.summary(model).masked.kept == 3
+        pruned = masks.apply(model)
+        assert type(pruned) is type(model) and int(arrays(pruned)["w"].sum()) == 3
+        assert Model.of(pruned).apply is apply and arrays(pruned)["b"] is tree["b"]
+        assert iterative(model, "magnitude", 0.5, 2).params.keys() == tree.keys()
+    seen = []
+    score = lambda params: seen.append(params) or {"w": jnp.ones((3, 2))}
+    prune((tree, apply), score, 0.5)
+    assert seen[0] is tree  # a function of the parameters gets them alone
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ([1.0, 2.0], "scale.0: an array is needed, not a list"),
+        (3.0, "scale.0: an array is needed, not a float"),
+        (np.ones(2, np.float32), r"scale.0 is float64 of shape \(2,\): float32 of shape"),
+        (np.ones(2, int), "int64 of shape"),
+    ],
+)
+def test_what_replaces_an_array_is_like_it(new, said):
+    with pytest.raises(ValueError, match=said) as error:
+        replace(nested(), {"scale.0": new})
+    assert "\n" not in str(error.value)
+
+
+def test_long_doubles_are_refused():
+    params = {"w": np.ones((2, 2), np.longdouble)}
+    if params["w"].dtype == np.float64:
+        pytest.skip("long doubles are doubles here")
+    apply = lambda p, x: x @ p["w"].T
+    move = lambda p: models.moves((p, apply), Masks(), np.ones((3, 2)))
+    for use in (select, lambda p: prune(p, amount=0.5), models.magnitude, models.known, move):
+        with pytest.raises(ValueError, match="w is float128: float64 or narrower") as error:
+            use(params)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="x is float128: float64 or narrower"):
+        models.moves(({"w": np.ones((2, 2))}, apply), Masks(), np.ones((3, 2), np.longdouble))
 
 
 def test_bad_replacements():

@@ -1,14 +1,17 @@
 """One conformance suite for every method, structure and amount, against loops over weights."""
 
+import fractions
 import itertools
 import math
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune as jp
 from jaxprune.models import (
     NM,
     Block,
@@ -99,12 +102,35 @@ def unit_of(structure, shape):
     return units
 
 
+def erdos_renyi(q, units, shapes):
+    """Densities c (sum of sides) / (product of sides), but of 1 for some, found among all subsets.
+
+    The largest remainders are rounded up, of equal ones the first.
+    """
+    share = {p: fractions.Fraction(sum(s), math.prod(s)) for p, s in shapes.items()}
+    wanted = sum(units.values()) - round(q * sum(units.values()))
+    for bits in itertools.product([False, True], repeat=len(units)):
+        whole = dict(zip(units, bits, strict=True))
+        rest = {p: share[p] * n for p, n in units.items() if not whole[p]}
+        left = wanted - sum(n for p, n in units.items() if whole[p])
+        if not rest or left < 0:
+            continue
+        c = left / sum(rest.values())
+        if all((c * share[p] > 1) == whole[p] for p in units):
+            exact = {p: units[p] if whole[p] else c * share[p] * units[p] for p in units}
+            break
+    kept = {p: math.floor(x) for p, x in exact.items()}
+    order = sorted(exact, key=lambda p: kept[p] - exact[p])
+    up = order[: wanted - sum(kept.values())]
+    return {p: n - kept[p] - (p in up) for p, n in units.items()}
+
+
 def removed_units(amount, units, shapes):
     """Groups of layers with a common threshold, and how many units of them go."""
     if isinstance(amount, Global):
         return [(list(units), round(amount.q * sum(units.values())))]
     if isinstance(amount, ErdosRenyi):
-        return [([p], k) for p, k in amount.removed(shapes, units).items()]
+        return [([p], k) for p, k in erdos_renyi(amount.q, units, shapes).items()]
     if isinstance(amount, dict):
         of = {path: amount["*.0.w" if ".0." in path else "*.[12].w"] for path in units}
     else:
@@ -223,6 +249,37 @@ def test_norms_are_those_of_slices_and_tiles():
     assert gone == set(sorted(tiles, key=tiles.get)[:4])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("structure", [Neurons(0), Block((1, 3))])
+def test_norms_of_any_size_are_told_apart(dtype, structure):
+    """Down to the least subnormal, and up to norms above the largest float; exact in fractions."""
+    kind, rng = np.finfo(dtype), np.random.default_rng(0)
+    least, most = kind.minexp - kind.nmant, kind.maxexp
+    powers = rng.integers(least + 1, most + 1, (60, 1)) - rng.integers(0, 3, (60, 3))
+    w = np.ldexp(rng.uniform(0.5, 1, (60, 3)), powers).astype(dtype)
+    w[:2], w[2:4], w[4] = kind.smallest_subnormal, kind.max, 0.0
+    w[1, 0], w[3, 2] = 2 * w[0, 0], w[3, 2] * dtype(0.9)
+    squares = [sum(fractions.Fraction(float(x)) ** 2 for x in row) for row in w]
+    order = sorted(range(60), key=squares.__getitem__)
+    for k in (1, 2, 3, 20, 40, 57, 58, 59):
+        mask = np.asarray(prune({"w": w}, amount=Count(k), structure=structure)["w"])
+        assert set(np.flatnonzero(~mask[:, 0])) == set(order[:k])
+
+
+def test_small_rows_beside_a_large_one():
+    w = jnp.asarray([[2e-24], [1e-24], [1.0]])
+    mask = prune({"w": w}, amount=Count(1), structure=Neurons(0))["w"]
+    assert mask[:, 0].tolist() == [True, False, True]
+
+
+def test_nm_tells_subnormal_numbers_apart():
+    tiny = np.finfo(np.float32).smallest_subnormal
+    scores = np.array([[2, 1, -1, -2], [0, -0.0, 1, 3]], np.float32) * tiny
+    assert scores[0, 0] > 0
+    mask = prune({"w": scores}, {"w": scores}, structure=NM(2, 4, 1))["w"]
+    assert mask.tolist() == [[True, True, False, False], [False, False, True, True]]
+
+
 def test_global_magnitude_is_a_stable_sort_over_all_layers():
     params = model(seed=7)
     masks = prune(params, amount=Global(0.37))
@@ -247,6 +304,57 @@ def test_biases_go_with_their_neurons_if_asked():
     for i, path in enumerate(LAYERS):
         np.testing.assert_array_equal(alone[path], both[path])
         np.testing.assert_array_equal(both[f"layers.{i}.b"], both[path][:, 0])
+
+
+def test_a_bias_stays_while_a_weight_has_its_neuron():
+    """Two weights feed one bias, as in a GRU: a neuron is gone if it is from both."""
+    params = {
+        "ih": np.array([[1.0], [2.0], [3.0], [4.0]], np.float32),
+        "hh": np.array([[2.0], [1.0], [4.0], [3.0]], np.float32),
+        "b": np.ones(4, np.float32),
+        "other": np.ones((3, 3), np.float32),
+    }
+    how = {"structure": Neurons(0, bias="b"), "layers": ["ih", "hh"]}
+    assert prune(params, amount=Count(1), **how)["b"].tolist() == [True, True, True, True]
+    assert prune(params, amount=Count(2), **how)["b"].tolist() == [False, False, True, True]
+    ih = {"ih": Count(1), "hh": Count(3)}
+    assert prune(params, amount=ih, **how)["b"].tolist() == [False, True, True, True]
+    # A weight that is not chosen still has all of its neurons.
+    one = prune(params, amount=Count(2), structure=how["structure"], layers="ih")
+    assert one["b"].all() and not one["ih"][:2].any()
+    both = prune(params, amount=Count(2), structure=how["structure"], layers="hh", masks=one)
+    assert both["b"].tolist() == [False, False, True, True]
+
+
+def test_biases_of_neurons_gone_before_go_as_well():
+    """Whether or not the new pruning counts them among its own."""
+    params = {"w": jnp.asarray([[1.0], [2.0], [3.0], [4.0]]), "b": jnp.ones(4)}
+    first = Masks({"w": jnp.asarray([[True], [False], [True], [False]])})
+    for k, gone in ((0, [1, 3]), (1, [1, 3]), (2, [1, 3]), (3, [0, 1, 3])):
+        masks = prune(params, amount=Count(k), structure=Neurons(0, bias="b"), masks=first)
+        assert np.flatnonzero(~masks["b"]).tolist() == gone
+        assert np.flatnonzero(~masks["w"][:, 0]).tolist() == gone
+    # What is left of a neuron by two masks together is nothing.
+    params = {"w": jnp.asarray([[1.0, 1.0], [2.0, 2.0]]), "b": jnp.ones(2)}
+    first = Masks({"w": jnp.asarray([[False, True], [True, True]])})
+    masks = prune(params, amount=Count(1), structure=Neurons(0, bias="b"), masks=first)
+    assert masks["b"].tolist() == [False, True]
+
+
+def test_biases_of_convolutions_in_equinox(key):
+    model = eqx.nn.Conv2d(2, 5, 3, key=key)
+    masks = prune(model, amount=Count(2), structure=Neurons(0, bias="bias"))
+    assert masks["bias"].shape == (5, 1, 1)
+    np.testing.assert_array_equal(masks["bias"][:, 0, 0], masks["weight"].any((1, 2, 3)))
+    assert int(masks["bias"].sum()) == 3
+    one = prune(eqx.nn.Conv2d(2, 1, 3, key=key), amount=1.0, structure=Neurons(0, bias="bias"))
+    assert not one["bias"].any()
+
+
+def test_methods_of_the_package_stand_for_their_names():
+    params = model()
+    assert prune(params, jp.magnitude, 0.5) == prune(params, "magnitude", 0.5)
+    assert prune(params, jp.random, 0.5, key=KEY) == prune(params, "random", 0.5, key=KEY)
 
 
 def test_earlier_masks_stay_and_count():
@@ -326,6 +434,11 @@ W = jnp.ones((2, 3))
         (lambda: prune({"w": W}, amount=0.5, structure=NM(2, 4, 0)), "N:M says itself"),
         (lambda: prune({"w": W}, "magnitud", 0.5), "did you mean 'magnitude'"),
         (lambda: prune({"w": W}, "random", 0.5), "needs a key"),
+        (lambda: prune({"w": W}, "random", 0.5, key=3), "key = '3': a key of jax.random"),
+        (lambda: prune({"w": W}, "random", 0.5, key="a"), "key = 'a': a key of jax.random"),
+        (lambda: prune({"w": W}, "random", 0.5, key=W), r"key: float32 of shape \(2, 3\)"),
+        (lambda: random(jax.random.split(KEY), {"w": W}), r"key: key<fry> of shape \(2,\)"),
+        (lambda: prune({"w": W}, jp.bernoulli, 0.5), "method = 'bernoulli': one of magnitude"),
         (lambda: prune({"w": W}, 3, 0.5), "method = '3'"),
         (lambda: prune({"w": W}, {"v": W}, 0.5), "scores = 'w'"),
         (lambda: prune({"w": W}, {"w": W.T}, 0.5), r"floats of shape \(2, 3\)"),
@@ -336,6 +449,7 @@ W = jnp.ones((2, 3))
         (lambda: prune({"w": W}, amount=0.5, structure=Block((1, 1, 1))), "fewer axes"),
         (lambda: prune({"w": W}, amount=0.5, structure=Neurons(0, bias="b")), "no chosen layer"),
         (lambda: prune({"w": W, "b": W[0]}, amount=0.5, structure=Neurons(0, bias="b")), "b has"),
+        (lambda: prune({"w": W, "b": W}, amount=0.5, structure=Neurons(0, bias="b")), "b has"),
         (lambda: prune({"w": W}, amount=0.5, masks=Masks({"v": W > 0})), "mask = 'v'"),
         (lambda: prune({"w": W}, amount=0.5, masks=Masks({"w": W.T > 0})), "does not fit"),
         (lambda: prune({"b": W[0]}, amount=0.5), "no floating array is chosen"),

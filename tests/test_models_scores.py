@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxprune import pruning
 from jaxprune.models import grasp, magnitude, prune, random, snip, synflow
@@ -134,10 +135,65 @@ def test_synflow_conserves_at_every_neuron():
 
 def test_deep_synflow_needs_double():
     deep = tiny(np.float32, widths=(64,) * 60)
-    with pytest.raises(ValueError, match=r"layers\.0\.w: not all are finite"):
+    with pytest.raises(ValueError, match="R = inf: a positive finite sum of outputs is needed"):
         prune(deep, lambda p: synflow(apply, p, (64,)), 0.5)
+    with pytest.raises(ValueError, match=r"layers\.0\.w: not all are finite"):
+        prune(deep, jax.jit(lambda p: synflow(apply, p, (64,))), 0.5)
     masks = prune(deep, lambda p: synflow(apply, p, (64,), double=True), 0.5)
     assert all(int(m.sum()) == 2048 for m in masks.values())
+
+
+class Normed(nnx.Module):
+    def __init__(self, mean):
+        self.first = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+        self.last = nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+        self.norm.mean[...] = jnp.asarray(mean, jnp.float32)
+        self.norm.var[...] = jnp.asarray([1.0, 4.0, 9.0, 0.25])
+        self.eval()
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.norm(self.first(x))))
+
+
+def flow(w1, w2, mean, var):
+    """R and what comes into the last layer, in NumPy: a norm centres by its mean as it is."""
+    hidden = np.maximum((np.abs(w1).sum(0) - mean) / np.sqrt(var + 1e-5), 0)
+    return hidden @ np.abs(w2).sum(1), hidden
+
+
+def test_synflow_leaves_running_statistics_as_they_are():
+    mean, var = np.array([-3.0, -1.0, 0.25, 0.0]), np.array([1.0, 4.0, 9.0, 0.25])
+    model = Normed(mean)
+    w1, w2 = (np.asarray(m.kernel[...], np.float64) for m in (model.first, model.last))
+    total, hidden = flow(w1, w2, mean, var)
+    expected = hidden[:, None] * np.abs(w2)
+    scores = synflow(lambda m, x: m(x), model, (1, 3))
+    np.testing.assert_allclose(scores["last.kernel"], expected, rtol=1e-5)
+    assert scores["last.kernel"].sum() == pytest.approx(total, rel=1e-5)
+    # The same of Flax's Linen, whose collection has a name.
+    plain = {"w1": w1, "w2": w2, "batch_stats": {"mean": mean, "var": var}}
+
+    def apply(p, x):
+        stats = p["batch_stats"]
+        return jax.nn.relu((x @ p["w1"] - stats["mean"]) / jnp.sqrt(stats["var"] + 1e-5)) @ p["w2"]
+
+    scores = synflow(apply, plain, (3,), double=True)
+    np.testing.assert_allclose(scores["w2"], expected, rtol=1e-12)
+
+
+def test_synflow_without_a_flow_is_refused():
+    dead = Normed([100.0] * 4)
+    for score in (
+        lambda: synflow(lambda m, x: m(x), dead, (1, 3)),
+        lambda: synflow(lambda m, x: -m["w"] * x, {"w": jnp.ones(3)}, (3,)),
+        lambda: synflow(lambda m, x: m["w"] * x / 0.0, {"w": jnp.ones(3)}, (3,)),
+        lambda: synflow(lambda m, x: 0.0 * m["w"] / 0.0, {"w": jnp.ones(3)}, (3,)),
+        lambda: synflow(lambda m, x: x, {"w": jnp.ones(3)}, (3,)),
+    ):
+        with pytest.raises(ValueError, match="R = ") as error:
+            score()
+        assert "\n" not in str(error.value)
 
 
 def test_random_is_that_of_the_package(key):

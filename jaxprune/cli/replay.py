@@ -10,8 +10,8 @@ import jax
 from jaxprune import report
 from jaxprune.cli import common, running
 from jaxprune.engine import Store
+from jaxprune.files import whole
 from jaxprune.report import replay as words
-from jaxprune.report.files import whole
 from jaxprune.studies import kept, sampling
 from jaxprune.studies.replay import Replay, replay
 from jaxprune.types import BrokenInvariant

@@ -6,12 +6,11 @@ the model with its pruned copy on data, `ball_gap` over the whole unit ball.
 
 from jaxprune.models.amounts import ErdosRenyi, Global
 from jaxprune.models.ball import ball_gap
-from jaxprune.models.compare import moves, simulate_masks
 from jaxprune.models.iterative import Iterated, iterative
 from jaxprune.models.known import Known, known
 from jaxprune.models.masks import Masks
 from jaxprune.models.model import Model
-from jaxprune.models.moves import Moves
+from jaxprune.models.moves import Moves, moves, simulate_masks
 from jaxprune.models.paths import arrays, replace, select
 from jaxprune.models.prune import prune
 from jaxprune.models.scores import grasp, magnitude, random, snip, synflow

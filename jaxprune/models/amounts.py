@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxprune import validation
-from jaxprune.models.paths import known, matching
+from jaxprune.models.paths import check_name, matching
 from jaxprune.pruning import Amount, Fraction
 
 Shape = tuple[int, ...]
@@ -21,7 +21,7 @@ class Global:
     q: float
 
     def __post_init__(self):
-        validation.real("sparsity", self.q, 0.0, 1.0, open=False)
+        object.__setattr__(self, "q", _sparsity(self.q))
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,12 @@ class ErdosRenyi:
     axes: tuple[int, int] = (0, 1)
 
     def __post_init__(self):
-        validation.real("sparsity", self.q, 0.0, 1.0, open=False)
+        object.__setattr__(self, "q", _sparsity(self.q))
+        pair = validation.instance("axes", self.axes, tuple, "a pair (0, 1)")
+        if len(pair) != 2:
+            raise ValueError(f"axes = {pair}: two axes are needed, of inputs and of outputs")
+        for axis in pair:
+            validation.integer("axis", axis, -32, 31)
 
     def removed(self, shapes: Mapping[str, Shape], units: Mapping[str, int]) -> dict[str, int]:
         """Number removed of each layer.
@@ -81,8 +86,15 @@ class ErdosRenyi:
         return {path: units[path] - kept[path] for path in units}
 
     def _share(self, shape):
-        sides = shape if self.kernel or len(shape) < 2 else [shape[axis] for axis in self.axes]
+        sides = shape if self.kernel or len(shape) < 2 else self._channels(shape)
         return fractions.Fraction(sum(sides) or 1, math.prod(sides))
+
+    def _channels(self, shape):
+        n = len(shape)
+        places = {axis % n for axis in self.axes if -n <= axis < n}
+        if len(places) < 2:
+            raise ValueError(f"axes = {self.axes}: are not two axes of an array of shape {shape}")
+        return [shape[place] for place in places]
 
 
 LayerAmount = float | Amount | Global | ErdosRenyi | Mapping[str, float | Amount]
@@ -114,8 +126,8 @@ def groups(
       units: what each has of what is removed together.
 
     Raises:
-      ValueError: no amount, one out of range, or a dictionary that does not give every chosen
-        layer exactly one.
+      ValueError: no amount, one out of range, axes that a layer does not have, or a dictionary
+        that does not give every chosen layer exactly one.
     """
     if isinstance(amount, Global):
         total = sum(units.values())
@@ -133,6 +145,11 @@ def groups(
     return plan
 
 
+def _sparsity(q):
+    """As a float of Python: narrower ones lose whole weights in products, or overflow."""
+    return validation.real("sparsity", q, 0.0, 1.0, open=False)
+
+
 def _amount(amount):
     if isinstance(amount, Amount):
         return amount
@@ -145,7 +162,7 @@ def _each(amounts, names):
     fits = {pattern: matching(pattern, names) for pattern in amounts}
     for pattern, found in fits.items():
         if not found:
-            known("amount", pattern, names)
+            check_name("amount", pattern, names)
     of = {}
     for name in names:
         patterns = [pattern for pattern, found in fits.items() if name in found]

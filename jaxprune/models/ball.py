@@ -57,8 +57,9 @@ def ball_gap(
       theorem in floating point. No chance is involved: the model is given, and every input counts.
 
     Raises:
-      ValueError: as `known`; masks of another model; or biases with an activation that is not
-        positively homogeneous with s(1) = 1 (relu, leaky_relu, identity).
+      ValueError: as `known`; masks of another model; outputs that overflow float32; or biases
+        with an activation that is not positively homogeneous with s(1) = 1 (relu, leaky_relu,
+        identity).
     """
     validation.instance("masks", masks, Masks, "the Masks that prune gives")
     read = known(model, stack, order=order)
@@ -68,6 +69,8 @@ def ball_gap(
     key = keys.trial_key(keys.root_key(seed), keys.INPUTS, 0, (np.uint32(0), np.uint32(0)))
     removed = _removed(read, masks)
     gap = (_with_biases if read.biased else _without)(read, removed, domain, key)
+    if not math.isfinite(gap.lower):
+        raise ValueError("model: float32 overflows in its outputs; smaller weights are needed")
     if gap.lower > gap.upper * (1 + GUARD):
         raise BrokenInvariant(f"lower {gap.lower:g} > upper {gap.upper:g}")
     return gap

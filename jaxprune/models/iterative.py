@@ -8,7 +8,8 @@ import numpy as np
 from jaxprune import validation
 from jaxprune.models.amounts import LayerAmount
 from jaxprune.models.masks import Masks
-from jaxprune.models.paths import Layers, select
+from jaxprune.models.model import params_of
+from jaxprune.models.paths import Layers, floating, select
 from jaxprune.models.prune import Method, planned, pruned, units_gone
 from jaxprune.models.structures import NM, Structure, Weights
 from jaxprune.types import Key
@@ -67,7 +68,7 @@ def iterative(
     in Python: functions for scores and training may be compiled, the whole is not.
 
     Args:
-      params: a pytree of parameters.
+      params: a pytree of parameters, or what `Model.of` takes; the result has parameters alone.
       method: as for `prune`; a function of the parameters is what can be scored anew.
       amount: at the end, as for `prune`.
       steps: at least 1.
@@ -80,13 +81,15 @@ def iterative(
       masks: of earlier pruning, see `prune`.
 
     Raises:
-      ValueError: an argument that does not fit; the exponential schedule towards nothing left.
+      ValueError: an argument that does not fit; the exponential schedule towards nothing left; or
+        an array that `after` has left not finite, and that was finite at first.
     """
     steps = validation.integer("steps", steps, 1)
     removed = SCHEDULES[validation.choice("schedule", schedule, SCHEDULES)]
     structure = Weights() if structure is None else structure
     if isinstance(structure, NM):
         raise ValueError("structure: N:M has no amount that could be reached in steps")
+    params = params_of(params)
     masks = Masks() if masks is None else masks
     masks.check(params)
     chosen = select(params, layers)
@@ -97,6 +100,7 @@ def iterative(
         raise ValueError("schedule = 'exponential': never reaches a layer with nothing left")
 
     params, sparsity = masks.apply(params), []
+    finite = {name for name, x in floating(params).items() if _is_finite(x)}
     for t in range(1, steps + 1):
         counts = [
             round(removed(start, max(start, group.removed), group.units, t / steps))
@@ -107,8 +111,20 @@ def iterative(
         params = masks.apply(params)
         if after is not None:
             params = masks.apply(after(params, masks))
+            _refuse_diverged(params, finite, t)
         sparsity.append(_sparsity(masks, chosen))
     return Iterated(masks, tuple(sparsity), params)
+
+
+def _is_finite(x):
+    return bool(np.isfinite(np.asarray(x)).all())
+
+
+def _refuse_diverged(params, finite, step):
+    """After the last step no score is there to find it, nor anywhere that of a random method."""
+    for name, x in floating(params).items():
+        if name in finite and not _is_finite(x):
+            raise ValueError(f"after: {name} is not finite after step {step}")
 
 
 def _sparsity(masks, chosen):

@@ -98,12 +98,13 @@ def known(
         ("layers.2" before "layers.10").
 
     Raises:
-      ValueError: an array that belongs to no layer, layers that do not fit together, weights that
-        are not finite or beyond float32's digits, biases that vary from pixel to pixel, or a model
-        that computes something else.
+      ValueError: an array that belongs to no layer, weights or biases that are not floating or
+        empty, layers that do not fit together, weights that are not finite or beyond float32's
+        digits, biases that vary from pixel to pixel, or a model that computes something else.
     """
     whole = Model.of(model) if is_model(model) else None
     found = paths.floating(whole.params if whole else model)
+    _refuse_others(paths.arrays(whole.params if whole else model), found)
     names = _weights(found, order)
     bias_of = _biases(found, names)
     layers = _layers(stack, names, found)
@@ -149,6 +150,13 @@ def _weights(found, order):
     if isinstance(order, str) or sorted(order) != sorted(names):
         raise ValueError(f"order = {order!r}: each of {', '.join(map(repr, names))} once is needed")
     return list(order)
+
+
+def _refuse_others(arrays, found):
+    """Raises a ValueError for what would be a weight or a bias if it were floating, or had any."""
+    for name, x in arrays.items():
+        if name not in found and (x.ndim >= 2 or _last(name) in BIASES):
+            raise ValueError(f"{name}: {x.dtype} of shape {x.shape}; floats are needed")
 
 
 def _biases(found, names):

@@ -10,11 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.models.paths import arrays, known, replace
+from jaxprune import validation
+from jaxprune.files import whole
+from jaxprune.models.paths import arrays, check_name, put
 from jaxprune.models.summary import Summary, summarise
 
 FORMAT = {"jaxprune": "masks"}
 """What marks a file of ours."""
+
+NOTES = "__metadata__"
+"""Where a safetensors file has it, among the names of its arrays."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -25,14 +30,18 @@ class Masks(Mapping):
     array. They pass through `jit` and `vmap` as pytrees, the names being static.
     """
 
-    def __init__(self, masks: Mapping[str, jax.Array] = ()):
-        """Takes masks by the names of `models.arrays`.
+    def __init__(self, masks: Mapping[str, jax.Array] | None = None):
+        """Takes masks by the names of `models.arrays`; None for none.
 
         Raises:
-          ValueError: a mask that is no Boolean array.
+          ValueError: no dictionary, a name that is no string, or a mask that is no Boolean array.
         """
+        masks = {} if masks is None else masks
+        validation.instance("masks", masks, Mapping, "a dictionary from names to Boolean arrays")
+        for name in masks:
+            validation.instance("name of a mask", name, str, "a string")
         # In one order, so that equal masks are equal pytrees wherever they come from.
-        self._masks = dict(sorted(dict(masks).items()))
+        self._masks = dict(sorted(masks.items()))
         for name, mask in self._masks.items():
             if getattr(mask, "dtype", None) != np.dtype(bool):
                 raise ValueError(f"mask of {name}: a Boolean array is needed")
@@ -71,7 +80,7 @@ class Masks(Mapping):
         """Raises a ValueError unless every mask has its array in `params`, of its shape."""
         found = arrays(params)
         for name, mask in self.items():
-            known("mask", name, found)
+            check_name("mask", name, found)
             if mask.shape != found[name].shape:
                 raise ValueError(f"mask of {name}: {mask.shape} does not fit {found[name].shape}")
 
@@ -81,11 +90,12 @@ class Masks(Mapping):
         Types stay what they are; every leaf without a mask is the same object as before.
 
         Raises:
-          ValueError: a mask whose array is missing or has another shape.
+          ValueError: a mask whose array is missing or has another shape; or, under `jit`, an array
+            of NumPy's of a type that JAX does not have without `jax.enable_x64`.
         """
         self.check(params)
         found = arrays(params)
-        return replace(params, {name: _zeroed(found[name], mask) for name, mask in self.items()})
+        return put(params, {name: _zeroed(name, found[name], mask) for name, mask in self.items()})
 
     def __and__(self, other: "Masks") -> "Masks":
         """Keeps what both keep; an array that only one has a mask for is whole in the other.
@@ -120,16 +130,17 @@ class Masks(Mapping):
         """Writes a safetensors file of Boolean arrays, at once or not at all.
 
         Raises:
+          ValueError: an array is called as the format calls its own notes.
           OSError: the file cannot be written.
         """
         from safetensors.numpy import save
 
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
+        if NOTES in self:
+            raise ValueError(f"mask = {NOTES!r}: a safetensors file can have no array of this name")
         # Not `ascontiguousarray`, which gives a scalar an axis.
         masks = {name: np.array(mask, order="C") for name, mask in self.items()}
-        part.write_bytes(save(masks, FORMAT))
-        part.replace(path)
+        with whole(Path(path)) as part:
+            part.write_bytes(save(masks, FORMAT))
 
     @classmethod
     def load(cls, path: str | Path, params: Any = None) -> "Masks":
@@ -160,7 +171,7 @@ def _read(path):
     except Exception as error:  # the library has failures of its own, KeyError among them
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: no safetensors file, or a damaged one: {reason}") from None
-    if not FORMAT.items() <= header.get("__metadata__", {}).items():
+    if not FORMAT.items() <= header.get(NOTES, {}).items():
         raise ValueError(f"{path}: a safetensors file, but not of masks")
     for name, x in tensors.items():
         # NumPy takes any byte for a Boolean, and computes nonsense with those above 1.
@@ -169,10 +180,11 @@ def _read(path):
     return tensors
 
 
-def _zeroed(x, mask):
+def _zeroed(name, x, mask):
     if isinstance(x, np.ndarray):
         try:
             return np.where(np.asarray(mask), x, np.zeros((), x.dtype))
         except jax.errors.TracerArrayConversionError:
-            pass
+            if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+                raise ValueError(f"{name} is {x.dtype}: jax.enable_x64 is needed") from None
     return jnp.where(mask, x, jnp.zeros((), x.dtype))

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.models.model import Model, is_pair
+
 Arrays = dict[str, jax.Array | np.ndarray]
 """Arrays by their dotted paths, in the order of the tree."""
 
@@ -27,29 +29,77 @@ APART = ("bias", "scale")
 NORM = re.compile(r"norm|(?<![a-z])(bn|ln)(?![a-z])", re.IGNORECASE)
 """How norms are called: LayerNorm, batch_norm_1, bn2, ln_f."""
 
+Build = Callable[[Any], Any]
 
-def _named(params: Any) -> tuple[list[str], list[Any], Any]:
-    """Names, leaves and structure; all names differ, those of leaves that are no arrays, too."""
+
+def _plain(params: Any) -> tuple[Any, Build]:
+    """A pytree of each array once, and what makes of such a tree again what `params` is."""
+    if is_pair(params):
+        tree, build = _plain(params[0])
+        return tree, lambda new: (build(new), params[1])
+    if isinstance(params, Model):
+        tree, build = _plain(params.params)
+        return tree, lambda new: Model(params.apply, build(new))
+    nnx = sys.modules.get("flax.nnx")
+    if nnx and isinstance(params, nnx.Module):
+        # For JAX a variable in two places would be two; Flax has it in the first of them.
+        graph, state = nnx.split(params)
+        return state, lambda new: nnx.merge(graph, new)
+    return params, lambda new: new
+
+
+def _named(params: Any) -> tuple[list[str], list[Any], Build]:
+    """Names, leaves, and what makes `params` of other leaves.
+
+    All names differ, those of leaves that are no arrays, too.
+    """
+    params, build = _plain(params)
     found, tree = jax.tree_util.tree_flatten_with_path(params)
     variables = _flax_variables(params)
     # Flax's key of the array inside a variable is its own affair and has changed before.
-    keys = [path[:-1] if path[:-1] in variables else path for path, _ in found]
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in keys]
+    names = [_name(path[:-1] if path[:-1] in variables else path) for path, _ in found]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"params: two leaves are called {twice!r}")
-    return names, [leaf for _, leaf in found], tree
+    return names, [leaf for _, leaf in found], lambda new: build(jax.tree.unflatten(tree, new))
+
+
+def _name(path):
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _flax_variables(params):
-    """Key paths of the NNX variables in a tree; nobody who has not imported Flax has any."""
+    """The NNX variables in a tree by key path; nobody who has not imported Flax has any."""
+    variables, places = dict(_variables(params)), {}
+    for path, node in variables.items():
+        first = places.setdefault(id(node), path)
+        if first != path:
+            both = f"{_name(first)} and {_name(path)} are one variable"
+            raise ValueError(f"params: {both}; the Flax module that has both is needed")
+    return variables
+
+
+def _variables(params):
     found, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_variable)
-    return {path for path, node in found if _is_variable(node)}
+    return [(path, node) for path, node in found if _is_variable(node)]
 
 
 def _is_variable(node):
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(node, nnx.Variable)
+
+
+def _owners(params: Any) -> dict[str, str]:
+    """Name of a leaf to the name of the class whose attribute or entry it is."""
+    if is_pair(params):
+        return _owners(params[0])
+    if isinstance(params, Model):
+        return _owners(params.params)
+    # A Flax module as it is: its state has no classes.
+    found, _ = jax.tree_util.tree_flatten_with_path(params)
+    variables = {path for path, _ in _variables(params)}
+    names = (_name(path[:-1] if path[:-1] in variables else path) for path, _ in found)
+    return dict(zip(names, _classes(params), strict=True))
 
 
 def _classes(node: Any, owner: str = "") -> list[str]:
@@ -65,8 +115,15 @@ def _classes(node: Any, owner: str = "") -> list[str]:
 def arrays(params: Any) -> Arrays:
     """All arrays of a pytree; leaves that are none (functions, numbers) are left out.
 
+    Args:
+      params: a pytree, or a model that `Model.of` takes, whose parameters are meant. A variable
+        that a Flax module has in several places is one array, under the first of its names; an
+        array in several places of any other pytree is several, as for JAX (`equinox.nn.Shared`
+        has it once).
+
     Raises:
-      ValueError: two leaves have the same name, as in `{"a.b": x, "a": {"b": y}}`.
+      ValueError: two leaves have the same name, as in `{"a.b": x, "a": {"b": y}}`, or one Flax
+        variable stands in several modules that do not form one.
     """
     names, leaves, _ = _named(params)
     named = zip(names, leaves, strict=True)
@@ -74,29 +131,53 @@ def arrays(params: Any) -> Arrays:
 
 
 def floating(params: Any) -> Arrays:
-    """All arrays of floating numbers that have any: what can be pruned."""
+    """All arrays of floating numbers that have any: what can be pruned.
+
+    Raises:
+      ValueError: one of NumPy's long doubles, which JAX does not have.
+    """
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating) and x.size > 0
-    return {name: x for name, x in arrays(params).items() if is_float(x)}
+    found = {name: x for name, x in arrays(params).items() if is_float(x)}
+    for name, x in found.items():
+        if x.dtype.itemsize > 8:
+            raise ValueError(f"{name} is {x.dtype}: float64 or narrower is needed")
+    return found
+
+
+def statistics(params: Any) -> set[str]:
+    """Names of the running statistics: Flax's `BatchStat`, Linen's collection "batch_stats"."""
+    nnx = sys.modules.get("flax.nnx")
+    found = _flax_variables(_plain(params)[0]).items()
+    of_flax = {_name(path) for path, node in found if isinstance(node, nnx.BatchStat)}
+    return of_flax | {name for name in arrays(params) if name.startswith("batch_stats.")}
 
 
 def replace(params: Any, new: Mapping[str, jax.Array]) -> Any:
     """The pytree with some of its arrays replaced; all other leaves are the same objects.
 
     Args:
-      params: a pytree.
-      new: arrays by name, each of the shape of the one it replaces.
+      params: a pytree or a model, as for `arrays`.
+      new: arrays by name, each of the shape and type of the one it replaces.
 
     Raises:
-      ValueError: an unknown name (the nearest are suggested) or another shape.
+      ValueError: an unknown name (the nearest are suggested), no array, another shape or type.
     """
-    names, leaves, tree = _named(params)
     old = arrays(params)
     for name, x in new.items():
-        known("name", name, old)
-        if x.shape != old[name].shape:
-            raise ValueError(f"{name} has shape {old[name].shape}: {x.shape} does not fit")
+        check_name("name", name, old)
+        if not isinstance(x, jax.Array | np.ndarray):
+            raise ValueError(f"{name}: an array is needed, not a {type(x).__name__}")
+        if (x.shape, x.dtype) != (old[name].shape, old[name].dtype):
+            there = f"{old[name].dtype} of shape {old[name].shape}"
+            raise ValueError(f"{name} is {there}: {x.dtype} of shape {x.shape} does not fit")
+    return put(params, new)
+
+
+def put(params: Any, new: Mapping[str, jax.Array]) -> Any:
+    """`replace` that takes any type, for derivatives in others, and trusts its names."""
+    names, leaves, build = _named(params)
     named = zip(names, leaves, strict=True)
-    return jax.tree.unflatten(tree, [new.get(name, leaf) for name, leaf in named])
+    return build([new.get(name, leaf) for name, leaf in named])
 
 
 def select(params: Any, layers: Layers = None) -> Arrays:
@@ -132,7 +213,7 @@ def select(params: Any, layers: Layers = None) -> Arrays:
         fits = {pattern: matching(pattern, found) for pattern in wanted}
         for pattern, names in fits.items():
             if not names:
-                known("layers", pattern, found)
+                check_name("layers", pattern, found)
         chosen = {name: x for name, x in found.items() if any(name in f for f in fits.values())}
     if not chosen:
         raise ValueError(f"layers = {layers!r}: no floating array is chosen")
@@ -141,9 +222,8 @@ def select(params: Any, layers: Layers = None) -> Arrays:
 
 def _apart(params):
     """Names of biases, scales, and whatever is a norm's own."""
-    names, _, _ = _named(params)
     apart = set()
-    for name, owner_class in zip(names, _classes(params), strict=True):
+    for name, owner_class in _owners(params).items():
         *_, owner, own = ["", *re.split(r"[./]", name)]  # Haiku's modules have slashes
         if own in APART or NORM.search(owner) or NORM.search(owner_class):
             apart.add(name)
@@ -155,7 +235,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name == pattern or fnmatchcase(name, str(pattern))]
 
 
-def known(what: str, name: Any, names: Iterable[str]) -> None:
+def check_name(what: str, name: Any, names: Iterable[str]) -> None:
     """Raises a ValueError that suggests the nearest names if `name` is not one of them."""
     names = list(names)
     if name in names:

@@ -13,14 +13,19 @@ from jaxprune import validation
 from jaxprune.models import scores as methods
 from jaxprune.models.amounts import Group, LayerAmount, groups
 from jaxprune.models.masks import Masks
-from jaxprune.models.paths import Arrays, Layers, floating, known, select
+from jaxprune.models.model import params_of
+from jaxprune.models.paths import Arrays, Layers, check_name, floating, select
 from jaxprune.models.scores import wide
 from jaxprune.models.selection import lowest
 from jaxprune.models.structures import NM, Neurons, Structure, Weights
+from jaxprune.pruning import Pruning
 from jaxprune.types import Key
 
-Method = str | Mapping[str, jax.Array] | Callable[[Any], Mapping[str, jax.Array]]
-"""Scores by name, a function of the parameters that gives them, "magnitude" or "random"."""
+Method = str | Pruning | Mapping[str, jax.Array] | Callable[[Any], Mapping[str, jax.Array]]
+"""Scores by name, a function of the parameters that gives them, "magnitude" or "random".
+
+`jaxprune.magnitude` and `jaxprune.random` stand for their names.
+"""
 
 METHODS = ("magnitude", "random")
 
@@ -43,7 +48,7 @@ def prune(
     then counts as the highest score and goes last.
 
     Args:
-      params: a pytree of parameters.
+      params: a pytree of parameters, or what `Model.of` takes.
       method: "magnitude", "random", scores by name, or a function of the parameters that gives
         them, such as `lambda p: models.snip(loss, p, x, y)`. The highest scores are kept.
       amount: a sparsity (the fraction removed), an `Amount`, `Global`, `ErdosRenyi` or a
@@ -62,6 +67,7 @@ def prune(
     Raises:
       ValueError: an argument that does not fit, or scores of a layer that are not finite.
     """
+    params = params_of(params)
     structure = Weights() if structure is None else structure
     chosen = select(params, layers)
     plan = planned(chosen, amount, structure)
@@ -94,6 +100,7 @@ def pruned(
     masks.check(params)
     shapes = {path: w.shape for path, w in chosen.items()}
     earlier = {path: masks[path] for path in chosen if path in masks}
+    method = method.name if isinstance(method, Pruning) else method
     if isinstance(method, str) and validation.choice("method", method, METHODS) == "random":
         scores, of_units = _random(params, structure, shapes, key), True
     else:
@@ -103,7 +110,7 @@ def pruned(
     with _precision(scores):
         if not of_units:
             _refuse(scores, earlier, structure)
-        new, units = _kept(
+        new = _kept(
             scores,
             earlier,
             np.array([group.removed for group in plan], np.int32),
@@ -112,12 +119,13 @@ def pruned(
             shapes=tuple(shapes.items()),
             of_units=of_units,
         )
-    return Masks(new | _biases(params, structure, units)) & masks
+    masks = Masks(new) & masks
+    return masks & _biases(params, structure, chosen, masks)
 
 
 @partial(jax.jit, static_argnames=("structure", "together", "shapes", "of_units"))
 def _kept(scores, earlier, removed, *, structure, together, shapes, of_units):
-    """Masks of the layers, and of their units, which are None for N:M."""
+    """Masks of the layers."""
     gone = _gone(earlier, structure)
     for path, s in scores.items():
         s = wide(s)
@@ -127,14 +135,14 @@ def _kept(scores, earlier, removed, *, structure, together, shapes, of_units):
             s = structure.scores(s)
         scores[path] = jnp.where(gone[path], -jnp.inf, s) if path in gone else s
     if isinstance(structure, NM):
-        return {path: structure.keep(s) for path, s in scores.items()}, None
+        return {path: structure.keep(s) for path, s in scores.items()}
     kept = {}
     for paths, k in zip(together, removed, strict=True):
         stays = ~lowest(jnp.concatenate([jnp.ravel(scores[path]) for path in paths]), k)
         ends = np.cumsum([scores[path].size for path in paths])
         for path, part in zip(paths, jnp.split(stays, ends[:-1]), strict=True):
             kept[path] = part.reshape(scores[path].shape)
-    return {path: structure.spread(kept[path], shape) for path, shape in shapes}, kept
+    return {path: structure.spread(kept[path], shape) for path, shape in shapes}
 
 
 @partial(jax.jit, static_argnames="structure")
@@ -142,7 +150,7 @@ def _gone(earlier, structure):
     """For each layer that has a mask, which units it removes whole."""
     if isinstance(structure, NM):
         return {path: ~mask for path, mask in earlier.items()}
-    return {path: structure.total(m.astype(jnp.float32)) == 0 for path, m in earlier.items()}
+    return {path: ~structure.over(jnp.any, m) for path, m in earlier.items()}
 
 
 def units_gone(chosen: Arrays, structure: Structure, masks: Masks) -> dict[str, int]:
@@ -163,7 +171,7 @@ def _fitting(scores, shapes):
     """The scores of the chosen layers, if they are floats of the right shapes."""
     validation.instance("method", scores, Mapping, "scores by name, or a function or name of such")
     for path, shape in shapes.items():
-        known("scores", path, scores)
+        check_name("scores", path, scores)
         s = scores[path]
         if getattr(s, "shape", None) != shape or not jnp.issubdtype(s.dtype, jnp.floating):
             raise ValueError(f"scores of {path}: floats of shape {shape} are needed")
@@ -200,17 +208,28 @@ def _precision(scores):
     return jax.enable_x64(True) if double else nullcontext()
 
 
-def _biases(params, structure, kept):
-    """Masks of the biases that go with their neurons."""
+def _biases(params, structure, chosen, masks):
+    """Masks of the biases: an entry goes if its unit is gone from every weight beside the bias."""
     if not isinstance(structure, Neurons) or structure.bias is None:
-        return {}
-    found, masks = floating(params), {}
-    for path, neurons in kept.items():
-        bias = ".".join([*path.split(".")[:-1], structure.bias])
-        if bias in found:
-            if found[bias].shape != neurons.shape:
-                raise ValueError(f"{bias} has shape {found[bias].shape}, not {neurons.shape}")
-            masks[bias] = neurons
-    if not masks:
+        return Masks()
+    found, axis = floating(params), structure.axis
+    bias_of = lambda path: ".".join([*path.split(".")[:-1], structure.bias])
+    kept = {}
+    for bias in {bias_of(path) for path in chosen if bias_of(path) != path} & found.keys():
+        shape, size = found[bias].shape, found[bias].size
+        beside = {path: w for path, w in found.items() if bias_of(path) == bias != path}
+        # Equinox's convolutions have a bias with axes of length 1 behind the first.
+        line = max(shape, default=1) == size
+        of = {}
+        for path, w in beside.items():
+            fits = line and -w.ndim <= axis < w.ndim and w.shape[axis] == size
+            if path in chosen and not fits:
+                raise ValueError(f"{bias} has shape {shape}, not ({w.shape[axis]},)")
+            # Weights that were not chosen still feed their units.
+            if path in chosen or (fits and w.ndim >= 2):
+                of[path] = masks.get(path, np.ones(w.shape, bool))
+        gone = _gone(of, structure)
+        kept[bias] = ~jnp.all(jnp.stack(list(gone.values())), 0).reshape(shape)
+    if not kept:
         raise ValueError(f"bias = {structure.bias!r}: no chosen layer has one")
-    return masks
+    return Masks(kept)

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import validation
 from jaxprune.bits import random_bits
-from jaxprune.models.paths import Arrays, floating, replace
+from jaxprune.models.paths import Arrays, floating, put, statistics
 from jaxprune.pruning.random import coins
 from jaxprune.types import Key
 
@@ -33,12 +34,19 @@ def random(key: Key, params: Any) -> Arrays:
     Args:
       key: of Threefry. The i-th floating array gets the bits of `fold_in(key, i)`.
       params: a pytree.
+
+    Raises:
+      ValueError: no key, or several.
     """
     return coins_of(key, {path: w.shape for path, w in floating(params).items()})
 
 
 def coins_of(key: Key, shapes: dict[str, tuple[int, ...]]) -> Arrays:
     """`random` for arrays of given shapes."""
+    key = validation.instance("key", key, jax.Array | np.ndarray, "a key of jax.random")
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if key.ndim != (0 if typed else 1) or not (typed or key.dtype == np.uint32):
+        raise ValueError(f"key: {key.dtype} of shape {key.shape}; one key of jax.random is needed")
     return {path: _coins(key, i, shape) for i, (path, shape) in enumerate(shapes.items())}
 
 
@@ -60,7 +68,7 @@ def snip(loss: Callable[..., jax.Array], params: Any, *data: Any) -> Arrays:
       data: what the loss takes beside the parameters, such as a batch.
     """
     w = floating(params)
-    slope = jax.grad(lambda w: loss(replace(params, w), *data))(w)
+    slope = jax.grad(lambda w: loss(put(params, w), *data))(w)
     return {path: jnp.abs(wide(w[path]) * wide(slope[path])) for path in w}
 
 
@@ -84,7 +92,7 @@ def grasp(
     if temperature is not None:
         loss = partial(loss, temperature=temperature)
     w = floating(params)
-    gradient = jax.grad(lambda w: loss(replace(params, w), *data))
+    gradient = jax.grad(lambda w: loss(put(params, w), *data))
     _, curved = jax.jvp(gradient, (w,), (gradient(w),))
     return {path: wide(w[path]) * wide(curved[path]) for path in w}
 
@@ -101,8 +109,10 @@ def synflow(
     Tanaka, Kunin, Yamins & Ganguli, "Pruning neural networks without any data by iteratively
     conserving synaptic flow", NeurIPS 2020, arXiv:2006.05467, equation 2. Without biases R sums
     the products of |w| along all paths, and the scores of a layer sum to R. As in the authors'
-    code, biases and norms' parameters are taken positive, too. The network should be in
-    evaluation mode, its activations the identity on positive numbers.
+    code, biases and norms' parameters are taken positive, too. Running statistics are no
+    parameters (`paths.statistics`: those of Flax are known) and stay as they are: |w| for a mean
+    would shift what the norm centres. The network should be in evaluation mode, its activations
+    the identity on positive numbers.
 
     Args:
       apply: `apply(params, x)`.
@@ -110,15 +120,36 @@ def synflow(
       in_shape: shape of x, with a batch axis of one if `apply` takes batches.
       double: computes in float64 and returns NumPy arrays of it, not under `jax.jit`: in float32
         the sum of a deep network overflows.
+
+    Raises:
+      ValueError: R is not positive and finite, or no score differs from 0: they would tell
+        nothing. Under `jax.jit` it cannot be seen.
     """
+    signed = statistics(params)
     with jax.enable_x64(True) if double else nullcontext():
         kind = jnp.float64 if double else jnp.float32
-        w = {path: jnp.abs(jnp.asarray(x)) for path, x in floating(params).items()}
+        arrays = {path: jnp.asarray(x) for path, x in floating(params).items()}
+        w = {path: x if path in signed else jnp.abs(x) for path, x in arrays.items()}
         w = {path: x.astype(kind) if double else x for path, x in w.items()}
         ones = jnp.ones(in_shape, kind)
-        slope = jax.grad(lambda w: jnp.sum(apply(replace(params, w), ones)))(w)
+        flow = lambda w: jnp.sum(apply(put(params, w), ones))
+        total, slope = jax.value_and_grad(flow)(w)
         scores = {path: wide(w[path]) * wide(slope[path]) for path in w}
+        _refuse_no_flow(total, [s for path, s in scores.items() if path not in signed])
         return {path: np.asarray(s) for path, s in scores.items()} if double else scores
+
+
+def _refuse_no_flow(total, scores):
+    """Raises a ValueError for scores without a meaning, if they are known by now."""
+    try:
+        total, some = float(total), any(bool(jnp.any(s)) for s in scores)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if not 0 < total < np.inf:
+        hint = "" if total == 0 else "; double=True may do"
+        raise ValueError(f"R = {total:g}: a positive finite sum of outputs is needed{hint}")
+    if not some:
+        raise ValueError(f"R = {total:g}: depends on no parameter")
 
 
 def wide(x):

@@ -50,6 +50,30 @@ def signed_keys(scores: jax.Array, k: jax.Array) -> jax.Array:
     )
 
 
+def magnitudes(x: jax.Array) -> jax.Array:
+    """Integers of the width of x, at least 0, in the order of |x|; NaN comes after infinity."""
+    whole = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
+    return jax.lax.bitcast_convert_type(x, whole) & jnp.iinfo(whole).max
+
+
+def ordered(scores: jax.Array) -> jax.Array:
+    """Integers of the width of the scores in their order; 0 and -0 are one, NaN is infinity."""
+    size = magnitudes(jnp.where(jnp.isnan(scores), jnp.inf, scores))
+    # By the bits: a processor may take the smallest floats for zero.
+    return jnp.where(jnp.signbit(scores) & ~jnp.isnan(scores), -size, size)
+
+
+def in_order(keys: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Floats in the order of integers of their width, the inverse of `ordered`.
+
+    Args:
+      keys: of size below that of infinity.
+      dtype: float32 or float64.
+    """
+    sign = jnp.iinfo(keys.dtype).min
+    return jax.lax.bitcast_convert_type(jnp.where(keys < 0, sign - keys, keys), dtype)
+
+
 def _words(scores):
     """Three int32 words of a float64, most significant first, whose order is that of the floats."""
     sign = jnp.uint64(1 << 63)

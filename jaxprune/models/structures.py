@@ -3,6 +3,7 @@
 Axes are the array's own: in this package and in Equinox outputs come first, in Flax last.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import validation
+from jaxprune.models.selection import in_order, magnitudes, ordered
 
 Shape = tuple[int, ...]
+Reduction = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 NORMS = ("l2", "sum")
 
 
@@ -23,12 +26,12 @@ class Weights:
         """Shape of the array of what is removed together."""
         return shape
 
-    def total(self, x: jax.Array) -> jax.Array:
-        """Sum over each unit."""
+    def over(self, of: Reduction, x: jax.Array) -> jax.Array:
+        """A reduction (sum, max, any) over each unit."""
         return x
 
     def scores(self, x: jax.Array) -> jax.Array:
-        """Score of each unit from the scores of weights."""
+        """Floats in the order of the units' scores, from the scores of weights."""
         return x
 
     def spread(self, kept: jax.Array, shape: Shape) -> jax.Array:
@@ -46,7 +49,8 @@ class Neurons:
         as GraSP's, have no norm and need "sum".
       bias: None leaves biases alone, so that a removed neuron still gives its activation at the
         bias. A name ("bias") removes with each neuron its entry in the array of that name beside
-        the weights, where there is one.
+        the weights, where there is one; but not while another array of two or more axes beside it
+        has the neuron too (the weights of a GRU's input and state), and is not rid of it.
     """
 
     axis: int
@@ -62,9 +66,9 @@ class Neurons:
     def units(self, shape: Shape) -> Shape:
         return (shape[_axis(self.axis, shape)],)
 
-    def total(self, x: jax.Array) -> jax.Array:
+    def over(self, of: Reduction, x: jax.Array) -> jax.Array:
         axis = _axis(self.axis, x.shape)
-        return jnp.sum(x, tuple(i for i in range(x.ndim) if i != axis))
+        return of(x, tuple(i for i in range(x.ndim) if i != axis))
 
     def scores(self, x: jax.Array) -> jax.Array:
         return _scores(self, x)
@@ -103,13 +107,14 @@ class Block:
     def units(self, shape: Shape) -> Shape:
         return tuple(-(-d // side) for d, side in zip(shape, self._sides(shape), strict=True))
 
-    def total(self, x: jax.Array) -> jax.Array:
+    def over(self, of: Reduction, x: jax.Array) -> jax.Array:
+        # What fills the last tiles is 0: nothing to a sum, or to a maximum of what is not negative.
         sides, units = self._sides(x.shape), self.units(x.shape)
         pads = [(0, u * b - d) for u, b, d in zip(units, sides, x.shape, strict=True)]
         tiled = jnp.pad(x, pads).reshape(
             [n for pair in zip(units, sides, strict=True) for n in pair]
         )
-        return jnp.sum(tiled, tuple(range(1, 2 * x.ndim, 2)))
+        return of(tiled, tuple(range(1, 2 * x.ndim, 2)))
 
     def scores(self, x: jax.Array) -> jax.Array:
         return _scores(self, x)
@@ -149,11 +154,12 @@ class NM:
     def keep(self, scores: jax.Array) -> jax.Array:
         """Mask of the highest scores of each group; of equal ones the higher index stays."""
         axis = _axis(self.axis, scores.shape)
-        lines = jnp.moveaxis(jnp.where(jnp.isnan(scores), jnp.inf, scores), axis, -1)
+        lines = jnp.moveaxis(ordered(scores), axis, -1)
         length = lines.shape[-1]
-        # What fills the last group is infinite and behind all others: it comes before none.
+        # What fills the last group is highest and behind all others: it comes before none.
         ends = [(0, 0)] * (lines.ndim - 1) + [(0, -length % self.m)]
-        s = jnp.pad(lines, ends, constant_values=jnp.inf).reshape(-1, self.m)
+        most = jnp.iinfo(lines.dtype).max
+        s = jnp.pad(lines, ends, constant_values=most).reshape(-1, self.m)
         place = jnp.arange(self.m)[None]
 
         def count(j, rank):
@@ -179,9 +185,28 @@ def _axis(axis, shape):
 
 
 def _scores(structure, x):
-    if structure.by == "sum":
-        return structure.total(x)
-    # Scaled, so that no square overflows or vanishes.
-    top = jnp.max(jnp.abs(x))
-    scale = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones((), x.dtype))
-    return scale * jnp.sqrt(structure.total((x / scale) ** 2))
+    return structure.over(jnp.sum, x) if structure.by == "sum" else _norms(structure, x)
+
+
+def _norms(structure, x):
+    """Floats in the order of the Euclidean norms of units, of whatever size.
+
+    A norm is `r 2^e`: e the exponent of its unit's largest entry, r the norm of the entries over
+    2^e, of which no square that matters over- or underflows. The product may, and is never made:
+    in the integers that order floats e adds to the high bits, and has more room than in a float.
+    """
+    kind = jnp.finfo(x.dtype)
+    digits, one = kind.nmant, kind.maxexp - 1
+    size = magnitudes(x)
+    # The exponent of subnormal numbers is that of the least normal ones, without a leading 1.
+    exponent = jnp.maximum(size >> digits, 1)
+    top = structure.over(jnp.max, exponent)
+    leading = jnp.where(size >> digits > 0, 1 << digits, 0).astype(size.dtype)
+    whole = ((size & ((1 << digits) - 1)) | leading).astype(x.dtype)
+    # By their bits, as a processor may take subnormal floats for zero; the least power will do.
+    power = jnp.maximum(exponent - structure.spread(top, x.shape) - digits, 1 - one) + one
+    scaled = whole * jax.lax.bitcast_convert_type(power << digits, x.dtype)
+    root = jnp.sqrt(structure.over(jnp.sum, scaled**2))
+    bits = jax.lax.bitcast_convert_type(root, size.dtype)
+    norms = in_order(bits + ((top - 2 * one) << digits), x.dtype)
+    return jnp.where(top > 2 * one, jnp.inf, norms)  # infinity and NaN

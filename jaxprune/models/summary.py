@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.models.paths import arrays
@@ -15,7 +16,8 @@ class Row(NamedTuple):
     Attributes:
       path: its name.
       shape: of the array.
-      weights: how many it has.
+      weights: how many it has; keys, counters and all else that is not floating has none, unless
+        it has a mask.
       kept: how many are kept.
     """
 
@@ -48,7 +50,7 @@ class Summary(NamedTuple):
 
     @property
     def total(self) -> Row:
-        """All arrays of the model together."""
+        """All arrays of the model together; those that are not floating have no weights."""
         return _together("total", self.pruned + self.untouched)
 
     def __str__(self):
@@ -78,8 +80,9 @@ def summarise(masks: Mapping[str, jax.Array], params: Any, pruned: Any) -> Summa
         if not _as_told(x, after[name], kept):
             what = "was changed without a mask" if kept is None else "is not what its mask says"
             raise ValueError(f"{name} {what}")
-        count = x.size if kept is None else int(np.count_nonzero(kept))
-        rows[name in masks].append(Row(name, x.shape, x.size, count))
+        weights = x.size if name in masks or jnp.issubdtype(x.dtype, jnp.floating) else 0
+        count = weights if kept is None else int(np.count_nonzero(kept))
+        rows[name in masks].append(Row(name, x.shape, weights, count))
     return Summary(tuple(rows[True]), tuple(rows[False]))
 
 

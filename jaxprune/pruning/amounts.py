@@ -16,14 +16,16 @@ class Fraction:
     q: float
 
     def __post_init__(self):
-        validation.real("sparsity", self.q, 0.0, 1.0, open=False)
+        # As a float of Python: narrower ones lose whole weights in the products below.
+        q = validation.real("sparsity", self.q, 0.0, 1.0, open=False)
+        object.__setattr__(self, "q", q)
 
     def __str__(self):
         return f"{100 * self.q:g} %"
 
     def rate(self, size: int) -> float:
         """Fraction of a layer of `size` weights that is removed."""
-        return float(self.q)
+        return self.q
 
     def count(self, size: int) -> int:
         """Number of weights removed from a layer of `size` weights."""
@@ -37,7 +39,7 @@ class Sublinear:
     alpha: float
 
     def __post_init__(self):
-        validation.real("alpha", self.alpha, 0.0, 1.0)
+        object.__setattr__(self, "alpha", validation.real("alpha", self.alpha, 0.0, 1.0))
 
     def __str__(self):
         return f"D^{1 - self.alpha:g}"
@@ -59,7 +61,7 @@ class Count:
     k: int
 
     def __post_init__(self):
-        validation.integer("count", self.k, 0)
+        object.__setattr__(self, "k", validation.integer("count", self.k, 0))
 
     def __str__(self):
         return f"{self.k} weights"

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxprune.files import whole
 from jaxprune.report import bound, frontier, rare, terminal, threshold, verify
 from jaxprune.report.document import document, facts, section
-from jaxprune.report.files import whole
 from jaxprune.report.reading import VERIFY, kind
 
 TITLES = {

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxprune.report.files import whole
+from jaxprune.files import whole
 from jaxprune.report.reading import BOUND, FRONTIER, RARE, THRESHOLD, kind
 from jaxprune.report.words import plain
 
