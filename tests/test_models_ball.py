@@ -491,6 +491,9 @@ def test_a_model_is_compared_with_what_was_read():
         known((params, lambda p, x: apply(p, x) * jnp.nan), order=order)
 
 
+HALF = activations.Activation(
+    "half relu", lambda a: 0.5 * jax.nn.relu(a), lambda a, d: 0.5 * d, 0.0, 0.5, True
+)
 W = np.ones((3, 2), np.float32)
 NAN = np.full((3, 2), np.nan, np.float32)
 
@@ -537,9 +540,14 @@ NAN = np.full((3, 2), np.nan, np.float32)
                 Masks(),
                 jp.convolutional((1, 3, 4), 6, 3, outputs=5, activation=jp.tanh),
             ),
-            "biases need relu",
+            "biases need a positively",
         ),
-        (lambda: ball_gap({"w": W, "b": W[:, 0]}, Masks(), jp.tanh), "biases need relu"),
+        (lambda: ball_gap({"w": W, "b": W[:, 0]}, Masks(), jp.tanh), "biases need a positively"),
+        (lambda: ball_gap({"w": W, "b": W[:, 0]}, Masks(), HALF), r"half relu: .* s\(1\) = 1"),
+        (
+            lambda: ball_gap({"w": W, "gate": np.ones(2, int)}, Masks({"gate": W[0] < 0})),
+            "mask of gate: no part of the stack w",
+        ),
         (lambda: ball_gap({"w": W}, Masks({"v": W > 0})), "mask = 'v'"),
         (lambda: ball_gap({"w": W}, Masks({"w": W.T > 0})), "does not fit"),
         (lambda: ball_gap({"1": 1e30 * W, "2": 1e30 * W.T}, Masks({"1": W < 0})), "overflows in"),

@@ -25,7 +25,7 @@ from jaxprune.gaps.climb import climb, scaled, within_ball
 from jaxprune.gaps.lengths import largest
 from jaxprune.models.known import Known, known
 from jaxprune.models.masks import Masks
-from jaxprune.models.model import Model, is_model
+from jaxprune.models.model import params_of
 from jaxprune.networks import Conv, Layer, Network
 from jaxprune.types import BrokenInvariant, Gap
 
@@ -63,7 +63,10 @@ def ball_gap(
     """
     validation.instance("masks", masks, Masks, "the Masks that prune gives")
     read = known(model, stack, order=order)
-    masks.check(Model.of(model).params if is_model(model) else model)
+    masks.check(params_of(model))
+    for name in masks:
+        if name not in read.paths + read.biases:
+            raise ValueError(f"mask of {name}: no part of the stack {' -> '.join(read.paths)}")
     domain = UnitBall() if domain is None else domain
     validation.instance("domain", domain, UnitBall, "a UnitBall")
     key = keys.trial_key(keys.root_key(seed), keys.INPUTS, 0, (np.uint32(0), np.uint32(0)))
@@ -99,8 +102,9 @@ def _without(read, removed, domain, key):
 
 def _with_biases(read, removed, domain, key):
     activation = read.network.activation
-    if not activation.positively_homogeneous:
-        raise ValueError(f"stack = {activation}: biases need relu, leaky_relu or identity")
+    if not activation.positively_homogeneous or float(activation.fn(jnp.float32(1.0))) != 1.0:
+        needed = "a positively homogeneous s with s(1) = 1 (relu, leaky_relu, identity)"
+        raise ValueError(f"stack = {activation}: biases need {needed}")
     pixels = _pixels(read.network.layers[0])
     uppers = [
         _radius(t, pixels) * float(_upper(*_lifted(read, removed, t))) for t in _exact_scales(read)
