@@ -181,6 +181,39 @@ def test_a_model_of_its_own_type_decides_nothing_until_told():
     assert replace(moved, error=0.0).within(100.0).verdict == "holds"
 
 
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("how", ["layer", "scan", "branch"])
+def test_a_hidden_layer_of_its_own_type_decides_nothing(kind, how):
+    """The last layer, in the parameters' type, widens the output again."""
+
+    def short(params, x):
+        first, last = params
+        narrow = lambda h: jax.nn.relu((h @ first["w"].T + first["b"][None]).astype(kind))
+        if how == "scan":
+            h = jax.lax.scan(lambda c, _: (c, narrow(x).astype(x.dtype)), 0, None, 1)[1][0]
+        elif how == "branch":
+            h = jax.lax.cond(x[0, 0] > 9, lambda x: 0 * narrow(x), narrow, x)
+        else:
+            h = narrow(x)
+        return h.astype(x.dtype) @ last["w"].T + last["b"][None]
+
+    params = mlp()
+    masks = models.prune(params, amount=0.5)
+    moved = moves((params, short), masks, data())
+    assert math.isnan(moved.error) and moved.within(100.0).verdict == "undecided"
+    assert replace(moved, error=0.0).within(100.0).verdict == "holds"
+    tally = simulate_masks((params, short), lambda key: masks, data(), eps=[100.0], trials=2)
+    assert tally.counts(100.0) == Counts(0, 0, 0, 2)
+
+
+def test_constants_of_other_types_do_not_matter():
+    """Nor do truth values as floats, which are exact."""
+    shift, params = jnp.linspace(0.0, 1.0, 6, dtype=jnp.float32), mlp()
+    scaled = lambda p, x: apply(p, (x - shift[None]) * (x > 0).astype(jnp.float32))
+    moved = moves((params, scaled), models.prune(params, amount=0.5), data())
+    assert 0 < moved.error < 1e-6
+
+
 def test_nan_weights_and_inputs_are_counted():
     params, x = mlp(), data(100)
     masks = models.prune(params, amount=0.5)
@@ -233,7 +266,7 @@ def test_nan_weights_and_inputs_are_counted():
         (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[np.nan]), "eps = nan"),
         (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[1.0], trials=0), "trials = 0"),
         (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[1.0], seed=-1), "seed = -1"),
-        (lambda m, k: simulate_masks(m, lambda key: None, data(5), eps=[1.0]), "masks = 'None'"),
+        (lambda m, k: simulate_masks(m, lambda key: None, data(5), eps=[1.0]), "masks = None"),
     ],
 )
 def test_bad_arguments(call, said):

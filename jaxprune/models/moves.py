@@ -14,6 +14,7 @@ from jaxprune.engine import Tally, Trial, keys
 from jaxprune.models.masks import Masks
 from jaxprune.models.model import Model
 from jaxprune.models.paths import floating
+from jaxprune.models.precision import is_floating, narrowest, widened
 from jaxprune.statistics import (
     Claim,
     Counts,
@@ -45,8 +46,9 @@ class Moves:
       sizes: `(n,)` float64, of `||F(x)||`.
       width: how many outputs an input has.
       error: the largest error of a distance against float64, over `||F|| + ||F - f||`, at up to 64
-        inputs. NaN if the model computes in a type of its own whatever its parameters have; then
-        nothing is decided. `dataclasses.replace(moves, error=0.0)` takes its outputs as they are.
+        inputs. NaN if the model computes anything in a type of its own whatever its parameters
+        have, such as a layer in bfloat16; then nothing is decided.
+        `dataclasses.replace(moves, error=0.0)` takes its outputs as they are.
       changed: how many finite inputs have another largest output (class) than before, as computed;
         None unless an output is a vector of at least two.
       correct, pruned_correct: how many labelled inputs were, and are, classified correctly; None
@@ -78,7 +80,7 @@ class Moves:
 
     @property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """`(n,)` lower and upper ends of the distances, 20 times their rounding error apart.
+        """`(n,)` lower and upper ends: 20 times the rounding error on either side of a distance.
 
         0 and infinity where an output is not finite, or the error unknown.
         """
@@ -202,7 +204,9 @@ def simulate_masks(
 
     Returns:
       As `simulate`: P is over masks, model and inputs being fixed. A gap's bracket is 20 times
-      the rounding error of its distances wide.
+      the rounding error of its distances on either side. A trial of which an input's outputs are
+      not finite, or whose error is unknown (`Moves.error`), counts as not finite: a success
+      for no eps.
 
     Raises:
       ValueError: as `moves`, or a number out of range.
@@ -233,7 +237,7 @@ class _Target(NamedTuple):
       batch: inputs at once.
       outputs: `(n, ...)`, in the model's own type.
       twins: which inputs are computed in float64 as well.
-      exact: their outputs, None if the model does not compute in float64.
+      exact: their outputs, None if the model computes anything in narrower floats.
     """
 
     run: Callable[[Any, jax.Array], jax.Array]
@@ -270,7 +274,9 @@ def _target(model, x, labels, batch):
     if labels is not None and not 0 <= labels.min() <= labels.max() < outputs.shape[1]:
         span = f"{labels.min()} to {labels.max()}"
         raise ValueError(f"labels: {span}; classes from 0 to {outputs.shape[1] - 1} are needed")
-    exact = _exact(run, model.params, x[twins], batch)
+    exact = None
+    if not _narrows(model, x[twins]):
+        exact = _in_float64(run, model.params, x[twins], batch)
     return _Target(run, model.params, x, labels, batch, outputs, twins, exact)
 
 
@@ -313,7 +319,7 @@ def _outputs(run, params, x, batch):
         for start in range(0, len(x), batch):
             part = x[start : start + batch]
             y = run(params, part)
-            if not _is_floating(y) or y.shape[:1] != part.shape[:1]:
+            if not is_floating(y) or y.shape[:1] != part.shape[:1]:
                 got = f"{y.dtype} of shape {y.shape}" if hasattr(y, "dtype") else type(y).__name__
                 raise ValueError(
                     f"model: gives {got} for {len(part)} inputs; one array of floats with an entry "
@@ -323,23 +329,23 @@ def _outputs(run, params, x, batch):
     return np.concatenate(parts)
 
 
-def _exact(run, params, x, batch):
-    """Outputs in float64, None if the model computes in another type."""
+def _narrows(model, x):
+    """Whether the model computes in floats of its own where it is given float64."""
     with jax.enable_x64(True):
-        widened = lambda a: jnp.asarray(a, jnp.float64) if _is_floating(a) else a
-        y = _outputs(run, jax.tree.map(widened, params), widened(x), batch)
-    return y if y.dtype == np.float64 else None
+        kind = narrowest(model.apply, *widened((model.params, x)))
+    return kind is not None and kind.itemsize < 8
 
 
-def _is_floating(a):
-    return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.floating)
+def _in_float64(run, params, x, batch):
+    with jax.enable_x64(True):
+        return _outputs(run, *widened((params, x)), batch)
 
 
 def _error(target, pruned, distances, sizes):
     """See `Moves.error`; never below half a unit in the last place of the outputs' type."""
     if target.exact is None:
         return float("nan")
-    twin = _exact(target.run, pruned, target.x[target.twins], target.batch)
+    twin = _in_float64(target.run, pruned, target.x[target.twins], target.batch)
     found, scale = distances[target.twins], (distances + sizes)[target.twins]
     known = np.isfinite(scale)
     wrong = np.abs(_distances(target.exact, twin) - found)[known]
