@@ -96,6 +96,23 @@ def test_many_masks_and_inputs_never_exceed_the_bound():
         assert gap.lower > d.max() * 0.98
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_lower_end_is_no_rounding_error(biased):
+    """`W_2 P_1` is nearly 0: in float32 its terms leave more than they sum to."""
+    from fractions import Fraction
+
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 64)).astype(np.float32)
+    second[-1] = -np.dot(second[:-1].astype(float), first[:-1]) / first[-1]
+    exact = sum(Fraction(float(a)) * Fraction(float(b)) for a, b in zip(first, second, strict=True))
+    params = {"0.weight": first[:, None], "1.weight": second[None]}
+    if biased:
+        params["0.bias"] = np.zeros(64, np.float32)
+    masks = Masks({"0.weight": np.zeros((64, 1), bool)})
+    gap = ball_gap(params, masks, activations.identity)
+    assert gap.lower == pytest.approx(float(abs(exact)), rel=1e-7) and gap.lower > 0
+
+
 @pytest.mark.parametrize("t", ball.SCALES)
 def test_the_lifted_stack_is_the_biased_one(t):
     params = stack((3, 6, 5, 2))
@@ -489,6 +506,87 @@ def test_a_model_is_compared_with_what_was_read():
         known((params, lambda p, x: apply(p, x)[:, :2]), order=order)
     with pytest.raises(ValueError, match="with relu between"):
         known((params, lambda p, x: apply(p, x) * jnp.nan), order=order)
+
+
+def plain(params, x, fn=jax.nn.relu, kind=None):
+    """A stack of any depth at rows x; computed in a type of its own, if there is one."""
+    count = sum(name.endswith("weight") for name in params)
+    own = lambda a: a if kind is None else jnp.asarray(a, kind)
+    for i in range(count):
+        w, b = params[f"layers.{i}.weight"], params.get(f"layers.{i}.bias")
+        x = own(x) @ own(w).T
+        x = x if b is None else x + own(b)[None]
+        x = fn(x) if i < count - 1 else x
+    return x
+
+
+def by_rows(params, x):
+    """Weight normalisation of weights that are stored normalised."""
+    w = params["layers.0.weight"]
+    x = jax.nn.relu(x @ (w / jnp.linalg.norm(w, axis=1, keepdims=True)).T)
+    return x @ params["layers.1.weight"].T
+
+
+def read_once(params, x):
+    """Tied weights: the second copy is there, and never read."""
+    w = params["layers.0.weight"]
+    return jax.nn.relu(x @ w.T) @ w.T
+
+
+@pytest.mark.parametrize("apply", [by_rows, read_once])
+def test_the_pruned_model_is_compared_with_the_pruned_stack(apply):
+    params = stack((4, 4, 4), biases=0.0)
+    w = params["layers.0.weight"].astype(np.float64)
+    # Entries of 1/2 alone: rows of norm 1 without rounding.
+    params["layers.0.weight"] = (np.sign(w) / 2).astype(np.float32)
+    params["layers.1.weight"] = params["layers.0.weight"]
+    masks = models.prune(params, "random", 0.5, layers="layers.0.weight", key=KEY)
+    known((params, apply))
+    with pytest.raises(ValueError, match=r"pruned model: is not layers\.0\.weight -> layers\.1"):
+        ball_gap((params, apply), masks)
+    assert ball_gap((params, apply), Masks()) == (0.0, 0.0)
+    assert ball_gap((params, plain), masks) == ball_gap(params, masks)
+
+
+@pytest.mark.parametrize("fn", [jax.nn.gelu, jax.nn.silu, jnp.tanh])
+def test_activations_that_look_alike_far_out_are_others(fn):
+    params = {
+        "layers.0.weight": np.array([[100.0], [0.1]], np.float32),
+        "layers.1.weight": np.array([[1.0, -1.0]], np.float32),
+    }
+    with pytest.raises(ValueError, match="with relu between"):
+        known((params, lambda p, x: plain(p, x, fn)))
+
+
+def test_a_large_bias_of_the_output_hides_nothing():
+    params = stack((4, 8, 3))
+    params["layers.1.bias"] += np.float32(1e6)
+    with pytest.raises(ValueError, match="with relu between"):
+        known((params, lambda p, x: plain(p, x, lambda a: jax.nn.leaky_relu(a, 1e-3))))
+    assert known((params, plain)).biased
+
+
+@pytest.mark.parametrize("kind", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_no_stack(kind):
+    """Also where the outputs are float32 again, and where the parameters have the type."""
+    params = stack((4, 8, 3))
+    half = jax.tree.map(lambda w: jnp.asarray(w, kind), params)
+    own = lambda p, x: plain(p, x, kind=kind)
+    hidden = lambda p, x: plain(p, x, lambda a: jax.nn.relu(a.astype(kind)).astype(a.dtype))
+    for model in ((params, own), (params, hidden), (half, own)):
+        with pytest.raises(ValueError, match=f"computes in {jnp.dtype(kind)}; float32"):
+            known(model)
+    assert known((half, lambda p, x: plain(p, x, kind=jnp.float32))).biased
+
+
+@pytest.mark.parametrize("kind", [None, jnp.float32])
+@pytest.mark.parametrize("biases", [0.0, 1.0, 100.0])
+def test_honest_deep_models_pass(kind, biases):
+    """Also those that compute in float32 whatever they are given."""
+    params = stack((64, 512, 512, 512, 512, 10), biases=biases)
+    masks = models.prune(params, amount=0.5)
+    for p in (params, masks.apply(params)):
+        assert len(known((p, lambda p, x: plain(p, x, kind=kind))).weights) == 5
 
 
 HALF = activations.Activation(

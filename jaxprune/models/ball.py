@@ -17,15 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import activations, inputs, validation
+from jaxprune import activations, validation
 from jaxprune.activations import Activation
 from jaxprune.engine import GUARD, keys
-from jaxprune.gaps import UnitBall, difference, lengths, measure_ball, multiplier_bound
+from jaxprune.gaps import UnitBall, difference, lengths, multiplier_bound
+from jaxprune.gaps.ascent import ascend
 from jaxprune.gaps.climb import climb, scaled, within_ball
 from jaxprune.gaps.lengths import largest
-from jaxprune.models.known import Known, known
+from jaxprune.models.known import Known, check_outputs, known
 from jaxprune.models.masks import Masks
-from jaxprune.models.model import params_of
+from jaxprune.models.model import Model, is_model, params_of
+from jaxprune.models.precision import widened
 from jaxprune.networks import Conv, Layer, Network
 from jaxprune.types import BrokenInvariant, Gap
 
@@ -53,11 +55,12 @@ def ball_gap(
       seed: of the sampled inputs.
 
     Returns:
-      Two floats. The lower end is the largest distance found, in float32; the upper end is a
+      Two floats. The lower end is the largest distance found, in float64; the upper end is a
       theorem in floating point. No chance is involved: the model is given, and every input counts.
 
     Raises:
-      ValueError: as `known`; masks of another model; outputs that overflow float32; or biases
+      ValueError: as `known`, for the model or its pruned copy; masks of another model or of arrays
+        that are no part of the stack; outputs that overflow float32; or biases
         with an activation that is not positively homogeneous with s(1) = 1 (relu, leaky_relu,
         identity).
     """
@@ -71,6 +74,10 @@ def ball_gap(
     validation.instance("domain", domain, UnitBall, "a UnitBall")
     key = keys.trial_key(keys.root_key(seed), keys.INPUTS, 0, (np.uint32(0), np.uint32(0)))
     removed = _removed(read, masks)
+    if is_model(model):
+        whole = Model.of(model)
+        pruned = Model(whole.apply, masks.apply(whole.params))
+        check_outputs(pruned, _rest(read, removed), "pruned model")
     gap = (_with_biases if read.biased else _without)(read, removed, domain, key)
     if not math.isfinite(gap.lower):
         raise ValueError("model: float32 overflows in its outputs; smaller weights are needed")
@@ -90,14 +97,26 @@ def _removed(read, masks):
     ]
 
 
-_measure = jax.jit(measure_ball, static_argnums=(0, 2))
+def _rest(read, removed):
+    """The pruned stack."""
+    less = lambda w, p: w if p is None else w - p
+    weights, offsets = (
+        tuple(map(less, whole, parts))
+        for whole, parts in zip(
+            (read.weights, read.offsets), zip(*removed, strict=True), strict=True
+        )
+    )
+    return read._replace(weights=weights, offsets=offsets)
+
+
 _upper = jax.jit(multiplier_bound, static_argnums=0)
+_difference = jax.jit(difference, static_argnums=0)
 
 
 def _without(read, removed, domain, key):
-    parts = tuple(p for p, _ in removed)
-    gap = _measure(domain, key, read.network, read.weights, parts).gap
-    return Gap(float(gap.lower), float(gap.upper))
+    stack = read.network, read.weights, tuple(p for p, _ in removed)
+    found, x = _climbed(*stack, domain=domain, key=key)
+    return Gap(_at(*stack, x, found), float(_upper(*stack)))
 
 
 def _with_biases(read, removed, domain, key):
@@ -110,8 +129,31 @@ def _with_biases(read, removed, domain, key):
         _radius(t, pixels) * float(_upper(*_lifted(read, removed, t))) for t in _exact_scales(read)
     ]
     finite = [upper for upper in uppers if math.isfinite(upper)]
-    lower = _found(*_lifted(read, removed, 1.0), domain=domain, key=key)
-    return Gap(float(lower), min(finite, default=math.inf))
+    stack = _lifted(read, removed, 1.0)
+    found, x = _climbed_beside(*stack, domain=domain, key=key)
+    lower = _at(*stack, x, found, beside=True)
+    return Gap(lower, min(finite, default=math.inf))
+
+
+def _at(network, weights, removed, x, found, *, beside=False):
+    """The largest distance at inputs x, in float64: in float32 it may be rounding alone.
+
+    Args:
+      network: of the stack.
+      weights: its own.
+      removed: what goes of them.
+      x: `(*in_shape, n)` inputs of the unit ball.
+      found: the largest distance in float32; if that is not finite, it is the answer.
+      beside: whether a further channel of ones is added.
+    """
+    if not np.isfinite(found):
+        return float(found)
+    x = np.asarray(x, np.float64)
+    x = x / np.maximum(np.linalg.norm(x.reshape(-1, x.shape[-1]), axis=0), 1.0)
+    with jax.enable_x64(True):
+        x = _with_ones(jnp.asarray(x)) if beside else x
+        d = _difference(network, *widened((weights, removed, x)))
+        return float(np.linalg.norm(np.asarray(d).reshape(-1, d.shape[-1]), axis=0).max())
 
 
 def _radius(t, pixels):
@@ -195,17 +237,29 @@ def _pixels(layer: Layer) -> int:
     return 2 ** (math.prod(layer.image[1:]).bit_length() - 1)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "domain"))
-def _found(network, weights, removed, *, domain, key):
-    """The largest distance that sampling and ascent find."""
+_static = functools.partial(jax.jit, static_argnames=("network", "domain"))
 
-    def at(x):
-        one = jnp.ones((1, *x.shape[1:]), x.dtype)
-        return difference(network, weights, removed, jnp.concatenate([x, one]))
 
+@_static
+def _climbed(network, weights, removed, *, domain, key):
+    """The largest distance that sampling and ascent find, and the inputs where ascent ends."""
+    x = domain.draw(key, network.in_shape)
+    values = lengths(difference(network, weights, removed, x))
+    found, x = ascend(network, weights, removed, x, values, domain.starts, domain.steps)
+    return largest(jnp.append(found, values)), x
+
+
+@_static
+def _climbed_beside(network, weights, removed, *, domain, key):
+    """`_climbed` for a stack with a further channel, which is 1 and no part of the inputs."""
+    at = lambda x: difference(network, weights, removed, _with_ones(x))
     channels, *sides = network.in_shape
-    x = inputs.sphere(key, domain.samples, (channels - 1, *sides))
+    x = domain.draw(key, (channels - 1, *sides))
     values = lengths(at(x))
     starts = x[..., jax.lax.top_k(values, domain.starts)[1]]
-    found, _ = climb(at, lengths, scaled, within_ball(domain.steps), starts, domain.steps)
-    return largest(jnp.append(found, values))
+    found, x = climb(at, lengths, scaled, within_ball(domain.steps), starts, domain.steps)
+    return largest(jnp.append(found, values)), x
+
+
+def _with_ones(x):
+    return jnp.concatenate([x, jnp.ones((1, *x.shape[1:]), x.dtype)])

@@ -14,6 +14,7 @@ from jaxprune.engine import keys
 from jaxprune.gaps.lengths import per_column
 from jaxprune.models import paths
 from jaxprune.models.model import Model, is_model
+from jaxprune.models.precision import narrowest, widened
 from jaxprune.networks import Conv, Dense, Layer, Network
 
 KERNEL = "kernel"
@@ -22,9 +23,14 @@ KERNEL = "kernel"
 BIASES = ("bias", "b")
 """What a bias is called beside its weights."""
 
-PROBES = 8
-AGREE = 1e-3
-"""Largest relative distance, at a probe, of a model and what was read of it."""
+NORMS = (0.0, *(4.0**k for k in range(-8, 8)))
+"""Of the inputs at which a model is compared with what was read of it."""
+
+AGREE = 1e-5
+"""Largest distance there, relative to `||F(x) - F(0)||`."""
+
+ROUNDING = {4: 1e-6, 8: 1e-12}
+"""What rounding may add, relative to `||F(x)||`, by the bytes of the floats that compute it."""
 
 
 class Known(NamedTuple):
@@ -91,8 +97,8 @@ def known(
     Args:
       model: what `Model.of` takes; or a pytree of parameters alone, such as
         `safetensors.numpy.load_file` gives. A model's own outputs are compared with those of the
-        stack at a few inputs of norm 1 to 4^7; of parameters alone order and activation are taken
-        on trust.
+        stack at 0 and a few inputs of norm 4^-8 to 4^7, in float64; of parameters alone order,
+        layout and activation are taken on trust.
       stack: the activation between dense layers; or the whole network, which convolutions need.
       order: names of the weights, first layer to last; None for the natural order of their names
         ("layers.2" before "layers.10").
@@ -100,7 +106,8 @@ def known(
     Raises:
       ValueError: an array that belongs to no layer, weights or biases that are not floating or
         empty, layers that do not fit together, weights that are not finite or beyond float32's
-        digits, biases that vary from pixel to pixel, or a model that computes something else.
+        digits, biases that vary from pixel to pixel, or a model that computes something else, or
+        in half precision.
     """
     whole = Model.of(model) if is_model(model) else None
     found = paths.floating(whole.params if whole else model)
@@ -122,7 +129,7 @@ def known(
         tuple(b and _float32(b, found[b]).reshape(-1) for b in bias_of.values()),
     )
     if whole:
-        _check_outputs(whole, read)
+        check_outputs(whole, read)
     return read
 
 
@@ -188,7 +195,7 @@ def _layers(stack, names, found):
     for name, before, (_, d_in) in zip(names[1:], sides, sides[1:], strict=False):
         if d_in != before[0]:
             raise ValueError(
-                f"{name} takes {d_in} features: the one before gives {before[0]}; order?"
+                f"{name} takes {d_in} features: the one before gives {before[0]}; order, or layout?"
             )
     return networks.dense([sides[0][1], *(d_out for d_out, _ in sides)], stack).layers
 
@@ -225,25 +232,47 @@ def _float32(name, x):
     return short
 
 
-def _check_outputs(whole, read):
-    """Raises a ValueError where the model gives something else than the stack."""
+def check_outputs(whole: Model, read: Known, which: str = "model") -> None:
+    """Compares a model with a stack at 0 and at inputs of norm 4^-8 to 4^7.
+
+    In float64, where the model lets itself be computed in it; else in its own float32.
+
+    Args:
+      whole: the model.
+      read: the stack.
+      which: what the model is called.
+
+    Raises:
+      ValueError: the model gives something else, or computes in half precision.
+    """
     shape = read.network.in_shape
-    x = inputs.sphere(keys.root_key(0), PROBES, shape)
-    x = x * per_column(4.0 ** jnp.arange(PROBES), x)
+    x = inputs.sphere(keys.root_key(0), len(NORMS), shape)
+    x = np.asarray(x * per_column(jnp.asarray(NORMS, jnp.float32), x))
+    rows = np.moveaxis(x, -1, 0)
     # Flax has channels last, and so have the images that come out.
     last = len(shape) > 1 and _last(read.paths[0]) == KERNEL
-    rows = jnp.moveaxis(x, -1, 0)
-    with jax.default_matmul_precision("highest"):
-        expected = np.moveaxis(np.asarray(read(x)), -1, 0)
-        got = np.asarray(whole.apply(whole.params, jnp.moveaxis(rows, 1, -1) if last else rows))
+    given = np.moveaxis(rows, 1, -1) if last else rows
+    kind = narrowest(whole.apply, whole.params, given)
+    if kind and kind.itemsize < 4:
+        raise ValueError(f"{which}: computes in {kind}; float32 or wider is needed")
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        wide = widened((whole.params, given))
+        kind = narrowest(whole.apply, *wide)
+        got = np.asarray(whole.apply(*wide), np.float64)
+        weights, offsets = widened((read.weights, read.offsets))
+        expected = read._replace(weights=weights, offsets=offsets)(jnp.asarray(x, jnp.float64))
+    expected = np.moveaxis(np.asarray(expected), -1, 0)
     if last and got.ndim == 4:
         got = np.moveaxis(got, -1, 1)
-    same = got.shape == expected.shape
-    if same:
-        d, y = (z.reshape(PROBES, -1) for z in (got - expected, expected))
-        same = np.all(np.linalg.norm(d, axis=1) <= AGREE * np.linalg.norm(y, axis=1))
-    if not same:
+    if got.shape != expected.shape or not _agree(got, expected, kind or np.dtype(np.float64)):
         raise ValueError(
-            f"model: is not {' -> '.join(read.paths)} with {read.network.activation} between; "
-            "another order or stack is needed"
+            f"{which}: is not {' -> '.join(read.paths)} with {read.network.activation} between; "
+            "another order, layout or stack is needed"
         )
+
+
+def _agree(got, expected, kind):
+    """Whether outputs are the same, relative to how far an input moves them from those at 0."""
+    size = lambda y: np.linalg.norm(y.reshape(len(y), -1), axis=1)
+    allowed = AGREE * size(expected - expected[:1]) + ROUNDING[kind.itemsize] * size(expected)
+    return bool(np.all(size(got - expected) <= allowed))
