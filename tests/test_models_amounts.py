@@ -100,8 +100,8 @@ def test_dictionaries():
         ({"*": Global(0.5)}, "a sparsity or an amount"),
         (None, "amount = None"),
         ("0.5", "amount = '0.5'"),
-        (1.5, "sparsity = 1.5"),
-        (float("nan"), "sparsity"),
+        (1.5, "amount = 1.5"),
+        (float("nan"), "amount = nan"),
         (Count(50), "count = 50"),
     ],
 )

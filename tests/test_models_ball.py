@@ -472,6 +472,22 @@ def test_a_safetensors_file_is_a_model(tmp_path):
     assert ball_gap(loaded, masks, CONV) == ball_gap(conv_params("first"), masks, CONV)
 
 
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_what_was_read_is_a_model(layout):
+    """A file's stack is compared on data, by the names and layouts of its arrays."""
+    params = conv_params(layout, biased=True)
+    masks = models.prune(params, amount=0.5) & models.prune(params, amount=0.5, layers="*.bias")
+    x = np.random.default_rng(0).normal(size=(70, 1, 6, 6)).astype(np.float32)
+    moved = models.moves(known(params, CONV), masks, x)
+    expected = distances(CONV, params, masks, x.reshape(70, -1))
+    np.testing.assert_allclose(moved.distances, expected, rtol=1e-4)
+    assert 0 < moved.error < 1e-6
+    other = known(pruned(params, masks), CONV)
+    np.testing.assert_array_equal(
+        models.moves(known(params, CONV), other, x).distances, moved.distances
+    )
+
+
 def test_layers_come_in_the_order_of_their_numbers():
     params = {f"layers.{i}.weight": np.eye(3, dtype=np.float32) * (i + 1) for i in range(12)}
     read = known(params)

@@ -244,6 +244,8 @@ def test_linen_is_a_pair():
     variables = module.init(jax.random.key(0), x)
     masks = prune(variables, "magnitude", 0.8)
     assert list(masks) == ["params.Dense_0.kernel", "params.Dense_1.kernel"]
+    with pytest.raises(ValueError, match=r"\(variables, LinenMLP\.apply\) is needed"):
+        moves((variables, module), masks, x)
     model = variables, module.apply
     moved = moves(model, masks, x)
     expected = module.apply(variables, x) - module.apply(masks.apply(variables), x)

@@ -248,7 +248,26 @@ def test_nan_weights_and_inputs_are_counted():
             "x: uint64 with numbers that uint32",
         ),
         (lambda m, k: moves(m, k, data(5), batch=0), "batch = 0"),
-        (lambda m, k: moves(m, dict(k), data(5)), "the Masks that prune gives"),
+        (lambda m, k: moves(m, dict(k), data(5)), "the Masks that prune gives, a model, or"),
+        (lambda m, k: moves(m, m[0][:1], data(5)), "parameters like the model's own are needed"),
+        (lambda m, k: moves(m, mlp(widths=(6, 15, 4)), data(5)), "like the model's own"),
+        (lambda m, k: moves(m, mlp(np.float16), data(5)), "like the model's own"),
+        (
+            lambda m, k: moves(m, (mlp(widths=(6, 16, 3)), apply), data(5)),
+            r"pruned: outputs of shape \(3,\); \(4,\) is needed",
+        ),
+        (
+            lambda m, k: moves(m, (mlp(widths=(7, 16, 4)), apply), data(5)),
+            r"x: float32 of shape \(5, 6\); .* pruned said TypeError: dot_general",
+        ),
+        (
+            lambda m, k: moves(m, k, data(5, 7)),
+            r"x: float32 of shape \(5, 7\); .* model said TypeError: dot_general",
+        ),
+        (lambda m, k: moves(m, k, data(5, 4)[0]), r"x: float32 of shape \(4,\); .* model said"),
+        (lambda m, k: moves(m, k, data(6)[:, 0]), r"x: float32 of shape \(6,\)"),
+        (lambda m, k: moves(m, k, np.array(["a", "b"])), r"x: <U1 of shape \(2,\); numbers"),
+        (lambda m, k: moves(m, k, [[1.0], [1.0, 2.0]]), "x: an array"),
         (lambda m, k: moves(m, Masks({"9.w": np.ones((1, 1), bool)}), data(5)), "9.w"),
         (lambda m, k: moves(m[0], k, data(5)), "model of type list"),
         (lambda m, k: moves((m[0], lambda p, x: (x, x)), k, data(5)), "gives tuple for 5 inputs"),
@@ -266,7 +285,7 @@ def test_nan_weights_and_inputs_are_counted():
         (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[np.nan]), "eps = nan"),
         (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[1.0], trials=0), "trials = 0"),
         (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[1.0], seed=-1), "seed = -1"),
-        (lambda m, k: simulate_masks(m, lambda key: None, data(5), eps=[1.0]), "masks = None"),
+        (lambda m, k: simulate_masks(m, lambda key: None, data(5), eps=[1.0]), "pruned = None"),
     ],
 )
 def test_bad_arguments(call, said):
@@ -274,6 +293,45 @@ def test_bad_arguments(call, said):
     with pytest.raises(ValueError, match=said) as error:
         call(model, models.prune(model[0], amount=0.5))
     assert "\n" not in str(error.value)
+
+
+def test_another_model_is_compared_as_it_is():
+    """One trained further has other weights, and biases, than masks give."""
+    params, x = mlp(), data()
+    again = [{k: v * np.float32(0.9) for k, v in p.items()} for p in params]
+    expected = np.linalg.norm(by_numpy(params, x) - by_numpy(again, x), axis=1)
+    model = params, apply
+    # Rows are doubled and halved: another model with the same outputs.
+    for other in (again, (again, apply), models.Model(lambda p, x: apply(p, 2 * x / 2), again)):
+        moved = moves(model, other, x, np.zeros(len(x), int))
+        np.testing.assert_allclose(moved.distances, expected, rtol=1e-4, atol=1e-5)
+        low, high = moved.ends
+        assert (low <= expected).all() and (expected <= high).all() and 0 < moved.error < 1e-6
+        assert moved.pruned_correct == (by_numpy(again, x).argmax(1) == 0).sum()
+    trained = models.iterative(model, "magnitude", 0.5, 2, after=lambda p, m: again)
+    moved = moves(model, trained.params, x)
+    np.testing.assert_array_equal(
+        moved.distances, moves(model, (trained.params, apply), x).distances
+    )
+    assert (moved.distances != moves(model, trained.masks, x).distances).any()
+    short = lambda p, x: apply(p, x.astype(jnp.bfloat16).astype(x.dtype))
+    assert math.isnan(moves(model, (again, short), x).error)
+
+
+def test_what_is_printed_is_rounded_outward():
+    few = record(np.zeros(10**6), changed=0)
+    high = float(few.changed_share()[1])
+    (said,) = (line for line in str(few).splitlines() if "change class" in line)
+    assert "0 change class: 0 % to 0.0005299 %" in said and 0.0005298 < 100 * high <= 0.0005299
+    edges = record(np.full(1000, 1.23456))
+    assert "1.235 at most" in str(edges) and "q in [1.234, 1.235]" in str(edges)
+    assert "q in [1, 1]" in str(record(np.ones(1000)))
+    assert "q in [0, inf]" in str(record(np.full(3, np.nan)))
+
+
+def test_inputs_without_a_finite_distance_are_named():
+    assert "finite" not in str(record(np.ones(3)))
+    assert "2 of 4 inputs give no finite distance" in str(record([1.0, np.nan, np.inf, 1.0]))
 
 
 WEIGHTS = np.arange(1.0, 9.0, dtype=np.float32).reshape(1, 8)

@@ -155,7 +155,7 @@ def _amount(amount):
         return amount
     if isinstance(amount, str) or not hasattr(amount, "__float__"):
         raise ValueError(f"amount = {amount!r}: a sparsity or an amount is needed")
-    return Fraction(amount)
+    return Fraction(validation.real("amount", amount, 0.0, 1.0, open=False))
 
 
 def _each(amounts, names):

@@ -42,6 +42,7 @@ class Known(NamedTuple):
       weights: float32 arrays, each of its layer's `weight_shape`.
       biases: names of the biases; None for a layer without.
       offsets: float32 `(out,)` biases, or None.
+      params: weights and biases by name, float32 in the shapes that they have in the model.
     """
 
     network: Network
@@ -49,6 +50,7 @@ class Known(NamedTuple):
     weights: tuple[np.ndarray, ...]
     biases: tuple[str | None, ...]
     offsets: tuple[np.ndarray | None, ...]
+    params: dict[str, np.ndarray]
 
     @property
     def biased(self) -> bool:
@@ -64,17 +66,28 @@ class Known(NamedTuple):
             fn = self.network.activation.fn
         return x
 
+    @property
+    def model(self) -> Model:
+        """The stack as a model of rows `(n, *in_shape)`, with the parameters' own names."""
+
+        def apply(params, x):
+            weights, offsets = zip(*self.laid_out(params), strict=True)
+            y = self._replace(weights=weights, offsets=offsets)(jnp.moveaxis(x, 0, -1))
+            return jnp.moveaxis(y, -1, 0)
+
+        return Model(apply, self.params)
+
     def laid_out(self, arrays: Mapping[str, Any]) -> list[tuple[Any, Any]]:
         """For each layer what `arrays` has for weights and bias, laid out as they are, or None.
 
         Args:
           arrays: by name and in the shape of the model's arrays.
         """
-        turned = lambda path, layer: _turned(path, np.asarray(arrays[path]), layer)
+        turned = lambda path, layer: _turned(path, arrays[path], layer)
         return [
             (
                 turned(path, layer) if path in arrays else None,
-                np.asarray(arrays[bias]).reshape(-1) if bias in arrays else None,
+                arrays[bias].reshape(-1) if bias in arrays else None,
             )
             for path, bias, layer in zip(self.paths, self.biases, self.network.layers, strict=True)
         ]
@@ -121,12 +134,16 @@ def known(
         network = stack
     else:
         network = Network(layers, stack, layers[0].in_shape)
+    params = {
+        name: _float32(name, found[name]) for name in [*names, *filter(None, bias_of.values())]
+    }
     read = Known(
         network,
         tuple(names),
-        tuple(_turned(p, _float32(p, found[p]), y) for p, y in zip(names, layers, strict=True)),
+        tuple(_turned(name, params[name], y) for name, y in zip(names, layers, strict=True)),
         tuple(bias_of.values()),
-        tuple(b and _float32(b, found[b]).reshape(-1) for b in bias_of.values()),
+        tuple(b and params[b].reshape(-1) for b in bias_of.values()),
+        params,
     )
     if whole:
         check_outputs(whole, read)

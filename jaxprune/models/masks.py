@@ -101,8 +101,9 @@ class Masks(Mapping):
         """Keeps what both keep; an array that only one has a mask for is whole in the other.
 
         Raises:
-          ValueError: two masks of one array differ in shape.
+          ValueError: two masks of one array differ in shape, or no Masks.
         """
+        validation.instance("other masks", other, Masks, "the Masks that prune gives")
         both = {**self, **other}
         for name in self.keys() & other.keys():
             if self[name].shape != other[name].shape:

@@ -49,6 +49,7 @@ class Model:
             params, rest = eqx.partition(model, eqx.is_array)
             return Model(lambda params, x: jax.vmap(eqx.combine(params, rest))(x), params)
         if is_pair(model):
+            _refuse_linen(model[1])
             return Model(model[1], model[0])
         raise ValueError(
             f"model of type {type(model).__name__}: a Flax NNX module, an Equinox module that can "
@@ -81,6 +82,13 @@ def _is_module(x):
     if nnx and isinstance(x, nnx.Module):
         return True
     return bool(eqx and isinstance(x, eqx.Module) and any(map(eqx.is_array, jax.tree.leaves(x))))
+
+
+def _refuse_linen(apply):
+    linen = sys.modules.get("flax.linen")
+    if linen and isinstance(apply, linen.Module):
+        name = type(apply).__name__
+        raise ValueError(f"model = (variables, {name}): (variables, {name}.apply) is needed")
 
 
 def _refuse_training(nnx, model):

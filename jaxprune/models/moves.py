@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,10 @@ import numpy as np
 
 from jaxprune import validation
 from jaxprune.engine import Tally, Trial, keys
+from jaxprune.models.known import Known
 from jaxprune.models.masks import Masks
-from jaxprune.models.model import Model
-from jaxprune.models.paths import floating
+from jaxprune.models.model import Model, is_model
+from jaxprune.models.paths import arrays, floating
 from jaxprune.models.precision import is_floating, narrowest, widened
 from jaxprune.statistics import (
     Claim,
@@ -141,38 +143,55 @@ class Moves:
         return float(low), float(high)
 
     def __str__(self):
-        low, high = self.quantile(0.05)
+        low, high = _outward(*self.quantile(0.05))
+        _, largest = _outward(0, self.largest)
         lines = [
             f"{self.n} inputs: distance {np.mean(self.distances):.4g} in the mean, "
-            f"{self.largest:.4g} at most; outputs {np.mean(self.sizes):.4g} in the mean",
-            f"95 % of all inputs move at most q, q in [{low:.4g}, {high:.4g}] (99 % confidence)",
+            f"{largest} at most; outputs {np.mean(self.sizes):.4g} in the mean",
+            f"95 % of all inputs move at most q, q in [{low}, {high}] (99 % confidence)",
         ]
+        if not self.finite.all():
+            lines.append(f"{self.n - self.finite.sum()} of {self.n} inputs give no finite distance")
         if self.changed is not None:
-            low, high = self.changed_share()
-            share = f"{100 * low:.2f} % to {100 * high:.2f} % of all inputs (99 % confidence)"
+            low, high = _outward(*self.changed_share(), unit=100)
+            share = f"{low} % to {high} % of all inputs (99 % confidence)"
             lines.append(f"{self.changed} change class: {share}")
         if self.correct is not None:
             lines.append(f"{self.correct} were correct, {self.pruned_correct} are now")
         return "\n".join(lines)
 
 
+def _outward(low, high, unit=1):
+    """Limits to four digits, the lower one rounded down, the upper one up."""
+
+    def text(x, rounding):
+        exact = Decimal(float(x)) * unit
+        return f"{float(Context(4, rounding).plus(exact)):.4g}"
+
+    return text(low, ROUND_FLOOR), text(high, ROUND_CEILING)
+
+
 def moves(
-    model: Any, masks: Masks, x: np.ndarray, labels: np.ndarray | None = None, *, batch: int = BATCH
+    model: Any, pruned: Any, x: np.ndarray, labels: np.ndarray | None = None, *, batch: int = BATCH
 ) -> Moves:
     """Compares a model with its pruned copy at given inputs.
 
     Args:
-      model: what `Model.of` takes: a Flax NNX or Equinox module, or `(params, apply)`.
-      masks: from `prune`.
+      model: what `Model.of` takes: a Flax NNX or Equinox module, or `(params, apply)`; or what
+        `known` has read from parameters alone, which takes images with channels first and has its
+        arrays under their own names.
+      pruned: Masks, from `prune`; or another model, such as one that was trained further; or other
+        parameters of this one, of the same names, shapes and types, as `iterative` gives.
       x: `(n, ...)` inputs, each as the model takes it.
       labels: `(n,)` whole numbers, the classes, from 0; None for none.
       batch: inputs at once.
 
     Raises:
-      ValueError: no inputs, integers that JAX's type does not hold, labels that do not fit, masks
-        of another model, or a model whose output is no array with one entry for each input.
+      ValueError: no inputs, inputs that the model does not take, integers that JAX's type does not
+        hold, labels that do not fit, masks or parameters of another model, or a model whose output
+        is no array with one entry for each input.
     """
-    return _against(_target(model, x, labels, batch), masks)
+    return _against(_target(model, x, labels, batch), pruned)
 
 
 def simulate_masks(
@@ -230,8 +249,8 @@ class _Target(NamedTuple):
     """A model's own outputs, computed once for all masks.
 
     Attributes:
-      run: `apply`, compiled.
-      params: the model's.
+      model: the model.
+      run: its `apply`, compiled.
       x: `(n, ...)`.
       labels: `(n,)` or None.
       batch: inputs at once.
@@ -240,8 +259,8 @@ class _Target(NamedTuple):
       exact: their outputs, None if the model computes anything in narrower floats.
     """
 
+    model: Model
     run: Callable[[Any, jax.Array], jax.Array]
-    params: Any
     x: np.ndarray
     labels: np.ndarray | None
     batch: int
@@ -251,7 +270,7 @@ class _Target(NamedTuple):
 
 
 def _target(model, x, labels, batch):
-    model, x = Model.of(model), np.asarray(x)
+    model, x = _model(model), _numbers(x)
     batch = validation.integer("batch", batch, 1)
     if x.ndim < 1 or not len(x):
         raise ValueError(f"x of shape {x.shape}: (n, ...) with at least one input is needed")
@@ -266,6 +285,7 @@ def _target(model, x, labels, batch):
     given, x = x, x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
     if np.issubdtype(given.dtype, np.integer) and (x != given).any():
         raise ValueError(f"x: {given.dtype} with numbers that {x.dtype}, JAX's, does not have")
+    _check_runs("model", model, x[:batch])
     run = jax.jit(model.apply)
     twins = np.unique(np.linspace(0, len(x) - 1, TWINS).astype(int))
     outputs = _outputs(run, model.params, x, batch)
@@ -277,17 +297,72 @@ def _target(model, x, labels, batch):
     exact = None
     if not _narrows(model, x[twins]):
         exact = _in_float64(run, model.params, x[twins], batch)
-    return _Target(run, model.params, x, labels, batch, outputs, twins, exact)
+    return _Target(model, run, x, labels, batch, outputs, twins, exact)
 
 
-def _against(target, masks):
-    validation.instance("masks", masks, Masks, "the Masks that prune gives")
-    pruned = masks.apply(target.params)
-    before, after = target.outputs, _outputs(target.run, pruned, target.x, target.batch)
+def _model(model):
+    """What `Model.of` takes, or what `known` read."""
+    return model.model if isinstance(model, Known) else Model.of(model)
+
+
+def _numbers(x):
+    try:
+        x = np.asarray(x)
+    except ValueError:
+        raise ValueError("x: an array (n, ...) of numbers is needed") from None
+    if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool):
+        raise ValueError(f"x: {x.dtype} of shape {x.shape}; numbers are needed")
+    return x
+
+
+def _check_runs(name, model, x):
+    """Says in one line that the model does not take such inputs, where that is seen at once."""
+    try:
+        jax.eval_shape(model.apply, model.params, x)
+    except Exception as error:  # whatever the model's library raises
+        said = " ".join(str(error).split())
+        said = said if len(said) <= 160 else said[:157] + "..."
+        needed = "(n, ...) as the model takes them is needed"
+        raise ValueError(
+            f"x: {x.dtype} of shape {x.shape}; {needed}, {name} said {type(error).__name__}: {said}"
+        ) from error
+
+
+def _other(target, pruned):
+    """The pruned model."""
+    model = target.model
+    if isinstance(pruned, Masks):
+        return Model(model.apply, pruned.apply(model.params))
+    if isinstance(pruned, Known) or is_model(pruned):
+        other = _model(pruned)
+        _check_runs("pruned", other, target.x[: target.batch])
+        return other
+    described = lambda tree: {name: (x.shape, x.dtype) for name, x in arrays(tree).items()}
+    alike = jax.tree.structure(pruned) == jax.tree.structure(model.params)
+    if not alike or described(pruned) != described(model.params):
+        needed = "the Masks that prune gives, a model, or parameters like the model's own"
+        raise ValueError(f"pruned = {validation.shown(pruned)}: {needed} are needed")
+    return Model(model.apply, pruned)
+
+
+def _against(target, pruned):
+    other = _other(target, pruned)
+    run = target.run if other.apply is target.model.apply else jax.jit(other.apply)
+    before, after = target.outputs, _outputs(run, other.params, target.x, target.batch)
+    if after.shape != before.shape:
+        raise ValueError(
+            f"pruned: outputs of shape {after.shape[1:]}; {before.shape[1:]} is needed"
+        )
     distances, sizes = _distances(before, after), _distances(before, 0.0)
-    moved = Moves(
-        distances, sizes, math.prod(before.shape[1:]), _error(target, pruned, distances, sizes)
-    )
+    known = target.exact is not None
+    if known and run is not target.run:
+        known = not _narrows(other, target.x[target.twins])
+    error = math.nan
+    if known:
+        twin = _in_float64(run, other.params, target.x[target.twins], target.batch)
+        unit = max(float(jnp.finfo(y.dtype).eps) for y in (before, after))
+        error = _error(target, twin, distances, sizes, 0.5 * unit)
+    moved = Moves(distances, sizes, math.prod(before.shape[1:]), error)
     if not _has_classes(before):
         return moved
     classes, classes_after = before.argmax(1), after.argmax(1)
@@ -321,10 +396,9 @@ def _outputs(run, params, x, batch):
             y = run(params, part)
             if not is_floating(y) or y.shape[:1] != part.shape[:1]:
                 got = f"{y.dtype} of shape {y.shape}" if hasattr(y, "dtype") else type(y).__name__
-                raise ValueError(
-                    f"model: gives {got} for {len(part)} inputs; one array of floats with an entry "
-                    "for each is needed"
-                )
+                given = f"{len(part)} inputs (x of shape {part.shape})"
+                needed = "one array of floats with an entry for each is needed"
+                raise ValueError(f"model: gives {got} for {given}; {needed}")
             parts.append(np.asarray(y))
     return np.concatenate(parts)
 
@@ -341,18 +415,14 @@ def _in_float64(run, params, x, batch):
         return _outputs(run, *widened((params, x)), batch)
 
 
-def _error(target, pruned, distances, sizes):
-    """See `Moves.error`; never below half a unit in the last place of the outputs' type."""
-    if target.exact is None:
-        return float("nan")
-    twin = _in_float64(target.run, pruned, target.x[target.twins], target.batch)
+def _error(target, twin, distances, sizes, least):
+    """See `Moves.error`; at least half a unit in the last place of the outputs' type."""
     found, scale = distances[target.twins], (distances + sizes)[target.twins]
     known = np.isfinite(scale)
     wrong = np.abs(_distances(target.exact, twin) - found)[known]
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = np.where(wrong == 0, 0.0, wrong / scale[known])
-    unit = 0.5 * float(jnp.finfo(target.outputs.dtype).eps)
-    return float(np.max(errors, initial=unit))
+    return float(np.max(errors, initial=least))
 
 
 def _has_classes(outputs):

@@ -29,6 +29,13 @@ Method = str | Pruning | Mapping[str, jax.Array] | Callable[[Any], Mapping[str, 
 
 METHODS = ("magnitude", "random")
 
+FUNCTIONS = {
+    "snip": "lambda p: models.snip(loss, p, x, y)",
+    "grasp": "lambda p: models.grasp(loss, p, x, y)",
+    "synflow": "lambda p: models.synflow(apply, p, in_shape)",
+}
+"""How methods are written that need more than the parameters."""
+
 
 def prune(
     params: Any,
@@ -101,6 +108,8 @@ def pruned(
     shapes = {path: w.shape for path, w in chosen.items()}
     earlier = {path: masks[path] for path in chosen if path in masks}
     method = method.name if isinstance(method, Pruning) else method
+    if isinstance(method, str) and method in FUNCTIONS:
+        raise ValueError(f"method = {method!r}: a function is needed, {FUNCTIONS[method]}")
     if isinstance(method, str) and validation.choice("method", method, METHODS) == "random":
         scores, of_units = _random(params, structure, shapes, key), True
     else:

@@ -43,6 +43,9 @@ class Weights:
 class Neurons:
     """Neurons or filters: whole slices along the axis of outputs.
 
+    Those of the last layer are the model's outputs, such as its classes: they go, too, unless
+    `layers=` leaves that layer out.
+
     Attributes:
       axis: of outputs.
       by: "l2" scores a slice by the norm of its scores, "sum" by their sum. Scores below zero,
