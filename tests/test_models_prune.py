@@ -267,7 +267,7 @@ def test_norms_of_any_size_are_told_apart(dtype, structure):
 
 
 def test_small_rows_beside_a_large_one():
-    w = jnp.asarray([[2e-24], [1e-24], [1.0]])
+    w = jnp.asarray([[2e-24, 2e-24], [1e-24, 1e-24], [1.0, 1.0]])
     mask = prune({"w": w}, amount=Count(1), structure=Neurons(0))["w"]
     assert mask[:, 0].tolist() == [True, False, True]
 
