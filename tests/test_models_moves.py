@@ -233,7 +233,7 @@ def test_nan_weights_and_inputs_are_counted():
         (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[np.nan]), "eps = nan"),
         (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[1.0], trials=0), "trials = 0"),
         (lambda m, k: simulate_masks(m, lambda key: k, data(5), eps=[1.0], seed=-1), "seed = -1"),
-        (lambda m, k: simulate_masks(m, lambda key: None, data(5), eps=[1.0]), "masks = 'None'"),
+        (lambda m, k: simulate_masks(m, lambda key: None, data(5), eps=[1.0]), "masks = None"),
     ],
 )
 def test_bad_arguments(call, said):
