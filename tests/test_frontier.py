@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -290,6 +291,14 @@ def test_the_same_request_gives_the_same_result_and_hash(result):
     assert again == result
     shares = [p.done / p.total for p in seen]
     assert shares == sorted(shares) and 0 <= shares[0] and shares[-1] <= 1
+    # What is known before the last sparsity that is looked at.
+    note = r"(\d+) of (\d+) trials; so far holds at (\S+), violated at (\S+)"
+    done, trials, holds, violated = re.fullmatch(note, seen[-1].note).groups()
+    assert int(done) <= int(trials) == SMALL["trials"]
+    point = result["points"][-1]
+    assert holds == "none" or float(holds) <= 1.01 * point["holds"]
+    assert violated == "none" or float(violated) >= 0.99 * point["violated"]
+    assert (holds, violated) != ("none", "none")
     other = frontier(one_layer, widths=[3], **{**SMALL, "seed": 1})
     assert other["plan"]["hash"] != result["plan"]["hash"]
     assert other["points"][0]["probes"] != result["points"][0]["probes"]

@@ -132,7 +132,7 @@ def test_a_narrow_number_counts_exactly(kind):
         ((0, 0), "are not two axes"),
         ((0,), "two axes are needed"),
         ((0, 1, 2), "two axes are needed"),
-        (3, "axes = '3'"),
+        (3, "axes = 3"),
         ((0, "a"), "axis = 'a'"),
         ((0, 0.5), "axis = 0.5"),
     ],

@@ -137,9 +137,9 @@ def test_masks_that_do_not_fit(masks, said):
     [
         ({"a": jnp.ones(3)}, "mask of a: a Boolean array"),
         ({"a": [True, False]}, "mask of a: a Boolean array"),
-        (5, "masks = '5': a dictionary"),
+        (5, "masks = 5: a dictionary"),
         ("a", "masks = 'a': a dictionary"),
-        ({1: jnp.ones(3, bool), "a": jnp.ones(3, bool)}, "name of a mask = '1': a string"),
+        ({1: jnp.ones(3, bool), "a": jnp.ones(3, bool)}, "name of a mask = 1: a string"),
     ],
 )
 def test_masks_are_boolean_arrays_by_name(masks, said):

@@ -207,17 +207,25 @@ def _prober(
     steps: Steps,
 ) -> Callable[[int], Probe]:
     """Samples and judges a cell of a width's grid."""
-    done = 0
+    done, shown = 0, {HOLDS: [], VIOLATED: []}
+    share = lambda cells, of: f"{grid[of(cells)] / grid[-1]:.3g}" if cells else "none"
 
     def probe(cell):
         nonlocal done
         doing, most = f"{network}: sparsity {grid[cell] / grid[-1]:.3g}", most_probes(len(grid))
-        report = lambda n: steps.at(doing, (done + n / asked.trials) / most)
+        so_far = (
+            f"so far holds at {share(shown[HOLDS], max)}, violated at {share(shown[VIOLATED], min)}"
+        )
+        report = lambda n: steps.at(
+            doing, (done + n / asked.trials) / most, f"{n} of {asked.trials} trials; {so_far}"
+        )
         report(0)
         run = asked.prepare(network, Fraction(grid[cell] / grid[-1]))
         counts = engine.tally_run(run, [eps], report).counts(eps)
         done += 1
-        return Probe(counts, judge_ends(counts, delta, level))
+        ends = judge_ends(counts, delta, level)
+        shown.setdefault(ends.verdict, []).append(cell)
+        return Probe(counts, ends)
 
     return probe
 

@@ -126,11 +126,11 @@ class Steps:
     def __init__(self, progress: Callable[[Progress], None] | None, work: Sequence[float]):
         self._progress, self._work, self._step = progress, tuple(work), 0
 
-    def at(self, doing: str, share: float) -> None:
-        """Reports the share in [0, 1] that is done of the current step."""
+    def at(self, doing: str, share: float, note: str = "") -> None:
+        """Reports the share in [0, 1] that is done of the current step, and what is known."""
         if self._progress:
             done = sum(self._work[: self._step]) + self._work[self._step] * share
-            self._progress(Progress(doing, done, sum(self._work)))
+            self._progress(Progress(doing, done, sum(self._work), note))
 
     def next(self) -> None:
         """The current step is done."""

@@ -152,7 +152,9 @@ def threshold(
             eps = _pilot(asked, amount, delta)
         tallies = []
         for network, run in zip(asked.networks, runs, strict=True):
-            report = lambda n, doing=str(network): steps.at(doing, n / trials)
+            report = lambda n, doing=str(network): steps.at(
+                doing, n / trials, f"{n} of {trials} trials"
+            )
             report(0)
             tallies.append(engine.tally_run(run, eps, report))
             steps.next()
