@@ -20,6 +20,9 @@ from jaxprune.networks import Conv, Dense, Layer, Network
 KERNEL = "kernel"
 """The name of a weight array whose outputs come last, as in Flax; of all others they come first."""
 
+LAYOUT = f"outputs last in arrays called {KERNEL}, first in others"
+"""How weights are read, as errors say it."""
+
 BIASES = ("bias", "b")
 """What a bias is called beside its weights."""
 
@@ -212,7 +215,7 @@ def _layers(stack, names, found):
     for name, before, (_, d_in) in zip(names[1:], sides, sides[1:], strict=False):
         if d_in != before[0]:
             raise ValueError(
-                f"{name} takes {d_in} features: the one before gives {before[0]}; order, or layout?"
+                f"{name} takes {d_in} features: the one before gives {before[0]}; order? {LAYOUT}"
             )
     return networks.dense([sides[0][1], *(d_out for d_out, _ in sides)], stack).layers
 
@@ -284,7 +287,7 @@ def check_outputs(whole: Model, read: Known, which: str = "model") -> None:
     if got.shape != expected.shape or not _agree(got, expected, kind or np.dtype(np.float64)):
         raise ValueError(
             f"{which}: is not {' -> '.join(read.paths)} with {read.network.activation} between; "
-            "another order, layout or stack is needed"
+            f"another order, stack or layout is needed ({LAYOUT})"
         )
 
 
