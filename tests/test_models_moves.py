@@ -261,8 +261,8 @@ def test_nan_weights_and_inputs_are_counted():
             r"x: float32 of shape \(5, 6\); .* pruned said TypeError: dot_general",
         ),
         (
-            lambda m, k: moves(m, k, data(5, 7)),
-            r"x: float32 of shape \(5, 7\); .* model said TypeError: dot_general",
+            lambda m, k: moves(m, k, data(300, 7)),
+            r"x: float32 of shape \(300, 7\); .* model said TypeError: dot_general",
         ),
         (lambda m, k: moves(m, k, data(5, 4)[0]), r"x: float32 of shape \(4,\); .* model said"),
         (lambda m, k: moves(m, k, data(6)[:, 0]), r"x: float32 of shape \(6,\)"),

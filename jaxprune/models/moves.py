@@ -285,7 +285,7 @@ def _target(model, x, labels, batch):
     given, x = x, x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
     if np.issubdtype(given.dtype, np.integer) and (x != given).any():
         raise ValueError(f"x: {given.dtype} with numbers that {x.dtype}, JAX's, does not have")
-    _check_runs("model", model, x[:batch])
+    _check_runs("model", model, x, batch)
     run = jax.jit(model.apply)
     twins = np.unique(np.linspace(0, len(x) - 1, TWINS).astype(int))
     outputs = _outputs(run, model.params, x, batch)
@@ -315,10 +315,10 @@ def _numbers(x):
     return x
 
 
-def _check_runs(name, model, x):
+def _check_runs(name, model, x, batch):
     """Says in one line that the model does not take such inputs, where that is seen at once."""
     try:
-        jax.eval_shape(model.apply, model.params, x)
+        jax.eval_shape(model.apply, model.params, x[:batch])
     except Exception as error:  # whatever the model's library raises
         said = " ".join(str(error).split())
         said = said if len(said) <= 160 else said[:157] + "..."
@@ -335,7 +335,7 @@ def _other(target, pruned):
         return Model(model.apply, pruned.apply(model.params))
     if isinstance(pruned, Known) or is_model(pruned):
         other = _model(pruned)
-        _check_runs("pruned", other, target.x[: target.batch])
+        _check_runs("pruned", other, target.x, target.batch)
         return other
     described = lambda tree: {name: (x.shape, x.dtype) for name, x in arrays(tree).items()}
     alike = jax.tree.structure(pruned) == jax.tree.structure(model.params)
