@@ -221,7 +221,7 @@ def test_amounts_by_layer():
     assert moments.kept_energy == pytest.approx((1.0, 0.5, 0.75), rel=1e-15)
     with pytest.raises(ValueError, match=r"^layers = 'all': the names in amount"):
         bounds.infinite_width(network, LAW, pruning.random, amounts, layers="all")
-    with pytest.raises(ValueError, match=r"^amount = '0\.5': "):
+    with pytest.raises(ValueError, match=r"^amount = 0\.5: "):
         bounds.infinite_width(network, LAW, pruning.random, {"dense2": 0.5})
 
 

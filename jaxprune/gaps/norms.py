@@ -69,8 +69,12 @@ def as_float64(a: jax.Array) -> jax.Array:
 
 
 def is_zero(a: jax.Array) -> jax.Array:
-    """Whether all float32 entries are 0, judged by bits: a CPU may read subnormals as 0."""
-    return jnp.all(jax.lax.bitcast_convert_type(a, jnp.uint32) << 1 == 0)
+    """Whether all float32 entries are 0; none that is subnormal is.
+
+    In float64: of a comparison of bits LLVM makes one of floats, and a CPU may read subnormal ones
+    as 0.
+    """
+    return jnp.all(as_float64(a) == 0.0)
 
 
 def frobenius(a: jax.Array) -> jax.Array:
