@@ -5,7 +5,15 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from jaxprune.report.section import Cell, Drawing, Section, Table
-from jaxprune.report.words import claim_of, judged_cells, judged_names, law, number, percent
+from jaxprune.report.words import (
+    between,
+    claim_of,
+    judged_cells,
+    judged_names,
+    law,
+    number,
+    percent,
+)
 
 KINDS = {
     "gap": ("gap", "C0", "solid", 1.0),
@@ -37,13 +45,14 @@ def sections(result: dict[str, Any]) -> list[Section]:
 
 def _found(result):
     plan = result["plan"]
-    pruned = f"from which {plan['amount']} weights of {', '.join(plan['layers'])} are removed"
+    pruned = f"by {plan['amount']} weights of {', '.join(plan['layers'])}"
     yield f"Claim: {claim_of('δ', 'ε', pruned)}. d*: the least width at which that is so."
     for row in result["exponents"]:
         if (row["of"], row["kind"]) == ("1/eps", "gap") and row["estimate"] is not None:
+            low, high = between(row["low"], row["high"])
             yield (
                 f"At δ = {plan['delta']:g} the slope of log d* in log 1/ε is "
-                f"{row['estimate']:.2f}, between {row['low']:.2f} and {row['high']:.2f} with "
+                f"{_exponent(row['estimate'])}, between {low} and {high} with "
                 f"{percent(plan['confidence'])} confidence, from {row['points']} values of ε."
             )
 
@@ -145,8 +154,8 @@ def _estimate(result, variable, kind):
             if row["estimate"] is None:
                 return "unknown"
             exact = row["low"] == row["high"]
-            limits = "" if exact else f" ({row['low']:.2f} to {row['high']:.2f})"
-            return f"{row['estimate']:.2f}{limits}"
+            limits = "" if exact else f" ({' to '.join(between(row['low'], row['high']))})"
+            return f"{_exponent(row['estimate'])}{limits}"
     return ""
 
 
@@ -174,7 +183,7 @@ def _exponents(result):
     for row in result["exponents"]:
         pairs = [(row.get(a), row.get(b)) for a, b in _LIMITS]
         limits = [
-            Cell("–", None) if None in pair else Cell(f"{pair[0]:.2f} to {pair[1]:.2f}", pair[0])
+            Cell("–", None) if None in pair else Cell(" to ".join(between(*pair)), pair[0])
             for pair in pairs
         ]
         estimate, points = row["estimate"], row.get("points")
@@ -182,12 +191,16 @@ def _exponents(result):
             [
                 row["of"],
                 row["kind"].replace("_", " "),
-                Cell("–" if estimate is None else f"{estimate:.2f}", estimate),
+                Cell("–" if estimate is None else _exponent(estimate), estimate),
                 *limits,
                 Cell("" if points is None else str(points), points),
             ]
         )
     return Table(names, rows, left=["exponent of d* in"], group=1)
+
+
+def _exponent(value):
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _cells(result):

@@ -61,12 +61,18 @@ def limits(cell: dict[str, Any]) -> tuple[str, str]:
     return f"{math.floor(low) / 1000:.3f}", f"{math.ceil(high) / 1000:.3f}"
 
 
+def between(low: float, high: float) -> tuple[str, str]:
+    """Limits to two decimals, rounded outward."""
+    ends = math.floor(100 * low) / 100, math.ceil(100 * high) / 100
+    return f"{ends[0] + 0.0:.2f}", f"{ends[1] + 0.0:.2f}"
+
+
 def slope(fit: dict[str, Any] | None) -> str:
     """Limits of a power law's slope, rounded outward, and a mark where the law does not fit."""
     if fit is None:
         return "–"
-    low, high = math.floor(100 * fit["low"]) / 100, math.ceil(100 * fit["high"]) / 100
-    return f"{low:.2f} to {high:.2f}" + (" bent" if fit["lack_of_fit"] <= SIGNIFICANCE else "")
+    bent = " bent" if fit["lack_of_fit"] <= SIGNIFICANCE else ""
+    return " to ".join(between(fit["low"], fit["high"])) + bent
 
 
 def law(plan: dict[str, Any]) -> str:
