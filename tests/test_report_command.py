@@ -18,18 +18,20 @@ from rich.console import Console
 from scipy import stats
 from spoiling import outcomes
 
-from jaxprune import cli, networks, pruning, report
+from jaxprune import cli, engine, networks, pruning, report
 from jaxprune.engine import layer_account
 from jaxprune.laws import uniform
 from jaxprune.pruning import Fraction
 from jaxprune.report import bound as bound_words
 from jaxprune.report import document, reading
 from jaxprune.report.section import Cell, Table
+from jaxprune.studies import cases, sampling
 from jaxprune.studies import plan as plans
 from jaxprune.studies.accounts import accounts
 from jaxprune.studies.bound import bound
 from jaxprune.studies.frontier import frontier
 from jaxprune.studies.result import sha256
+from jaxprune.studies.standing import Standing
 from jaxprune.studies.verify import verify
 
 BROWSER = next(
@@ -314,3 +316,13 @@ def test_progress_says_where_the_trials_stand():
             level = (1 - plan.confidence) / 2
             assert p_value(int(found[5])) <= level < p_value(int(found[5]) + 1)
     assert any("holds if" in note for note in notes)
+
+
+def test_progress_counts_the_trials_of_earlier_sittings():
+    plan = plans.parse(plans.reading.tomllib.loads(PLAN))
+    case = plan.cases[0]
+    run = cases.prepare(case, plan, {})._replace(block=10, chunk=10)
+    blocks = [tally for _, tally in engine.tally_blocks(run, cases.empty_tally(case), run.blocks)]
+    for kept, trials in ((blocks[:1], 20), ([], 10)):
+        standing = Standing(case, plan, sampling.Watch(case, plan), kept)
+        assert standing(blocks[1]).startswith(f"{trials} trials, ")
