@@ -102,6 +102,18 @@ def test_the_bounds_are_the_least_telescoping_sum(activation):
     assert len(orders) > 1
 
 
+def test_a_weight_that_is_hardly_there_and_kept_counts():
+    """Layers are switched in their order; at (0, 1) the second then changes 2^-133 2^127."""
+    network = networks.dense((2, 2, 2))
+    params = tuple(
+        jnp.asarray(np.diag(entries).astype(np.float32))
+        for entries in ([1.0, 2.0**-133], [2.0**100, 2.0**127])
+    )
+    masks = tuple(jnp.ones((2, 2), bool).at[i, i].set(False) for i in (0, 1))
+    terms = telescoping_terms(network, params, gaps.removed_part(params, masks))
+    assert 2.0**-6 <= float(terms[1]) <= 1.02 * 2.0**-6
+
+
 def test_a_layer_that_loses_nothing_has_no_part(key):
     network = networks.dense((6, 9, 5))
     params, masks = pair(network, key)

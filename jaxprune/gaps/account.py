@@ -106,7 +106,9 @@ def telescoping_terms(network: Network, params: Params, removed: Removed) -> jax
         if len(pruned) == 1:  # its own norms before and after multiply nothing
             terms = norms.shifted(b * common, exponent)
         else:
-            a, p = stacked(lambda i: params[i]), stacked(lambda i: params[i] - removed[i])
+            # In float64: in float32 a subnormal weight that is kept may be flushed to 0.
+            kept = lambda i: norms.as_float64(params[i]) - norms.as_float64(removed[i])
+            a, p = stacked(lambda i: params[i]), stacked(kept)
             place = jnp.argsort(jnp.argsort(jnp.where(b > 0, (p - a) / b, 0.0)))
             before = place[None, :] < place[:, None]
             others = jnp.where(before, p[None, :], a[None, :])
