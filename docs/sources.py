@@ -53,7 +53,11 @@ def with_members(text: str) -> str:
         if not initial(package).exists():
             return match[0]
         found = offered(package)
-        ours = [path for path in found.values() if f"{package}." in path and package != "jaxprune"]
+        ours = [
+            path
+            for path in found.values()
+            if path.startswith(f"{package}.") and package != "jaxprune"
+        ]
         links = [
             f"- [`{name}`][{path}] {summary(path)}"
             for name, path in found.items()

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,3 +18,16 @@ def whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_and_new(path: Path) -> Iterator[Path]:
+    """`whole` for a file that is not there yet.
+
+    Raises:
+      FileExistsError: it is.
+    """
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, "exists", str(path))
+    with whole(path) as part:
+        yield part

@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.models.model import Model, is_pair
+from jaxprune.models.precision import is_floating
 
 Arrays = dict[str, jax.Array | np.ndarray]
 """Arrays by their dotted paths, in the order of the tree."""
@@ -136,8 +136,7 @@ def floating(params: Any) -> Arrays:
     Raises:
       ValueError: one of NumPy's long doubles, which JAX does not have.
     """
-    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating) and x.size > 0
-    found = {name: x for name, x in arrays(params).items() if is_float(x)}
+    found = {name: x for name, x in arrays(params).items() if is_floating(x) and x.size > 0}
     for name, x in found.items():
         if x.dtype.itemsize > 8:
             raise ValueError(f"{name} is {x.dtype}: float64 or narrower is needed")

@@ -15,6 +15,7 @@ from jaxprune.models.amounts import Group, LayerAmount, groups
 from jaxprune.models.masks import Masks
 from jaxprune.models.model import params_of
 from jaxprune.models.paths import Arrays, Layers, check_name, floating, select
+from jaxprune.models.precision import is_floating
 from jaxprune.models.scores import wide
 from jaxprune.models.selection import lowest
 from jaxprune.models.structures import NM, Neurons, Structure, Weights
@@ -182,7 +183,7 @@ def _fitting(scores, shapes):
     for path, shape in shapes.items():
         check_name("scores", path, scores)
         s = scores[path]
-        if getattr(s, "shape", None) != shape or not jnp.issubdtype(s.dtype, jnp.floating):
+        if getattr(s, "shape", None) != shape or not is_floating(s):
             raise ValueError(f"scores of {path}: floats of shape {shape} are needed")
     return {path: scores[path] for path in shapes}
 

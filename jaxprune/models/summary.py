@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.models.paths import arrays
+from jaxprune.models.precision import is_floating
 
 
 class Row(NamedTuple):
@@ -80,7 +80,7 @@ def summarise(masks: Mapping[str, jax.Array], params: Any, pruned: Any) -> Summa
         if not _as_told(x, after[name], kept):
             what = "was changed without a mask" if kept is None else "is not what its mask says"
             raise ValueError(f"{name} {what}")
-        weights = x.size if name in masks or jnp.issubdtype(x.dtype, jnp.floating) else 0
+        weights = x.size if name in masks or is_floating(x) else 0
         count = weights if kept is None else int(np.count_nonzero(kept))
         rows[name in masks].append(Row(name, x.shape, weights, count))
     return Summary(tuple(rows[True]), tuple(rows[False]))

@@ -1,6 +1,5 @@
 """A result as one self-contained HTML page, and the folder around it."""
 
-import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxprune.files import whole
+from jaxprune.files import whole, whole_and_new
 from jaxprune.report import bound, frontier, rare, terminal, threshold, verify
 from jaxprune.report.document import document, facts, section
 from jaxprune.report.reading import VERIFY, kind
@@ -60,9 +59,8 @@ def write_new(content: str, path: Path) -> None:
     Raises:
       FileExistsError: there is one.
     """
-    if path.exists():
-        raise FileExistsError(errno.EEXIST, "exists", str(path))
-    _write(content, path)
+    with whole_and_new(path) as part:
+        part.write_text(content, "utf-8")
 
 
 def _json(result):

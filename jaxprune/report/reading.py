@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxprune.report.words import COUNTS
 from jaxprune.statistics import CERTIFIED, ESTIMATED, HOLDS, TRIALS, UNDECIDED, VIOLATED
 from jaxprune.statistics.ends import BRACKET
 from jaxprune.statistics.splitting import EXTINCT, MIXING, SPREAD
@@ -67,7 +68,7 @@ def check(result: Any) -> str:
                 raise ValueError(f"thresholds: one with {key} = {at} is needed")
     if name == VERIFY:
         for i, cell in enumerate(result["cells"]):
-            if sum(cell[key] for key in _COUNTS) != cell["trials"]:
+            if sum(cell[key] for key in COUNTS) != cell["trials"]:
                 raise ValueError(
                     f"cells[{i}].trials = {cell['trials']}: the sum of its counts is needed"
                 )
@@ -177,8 +178,7 @@ _width = _number(1, 10**12, whole=True)
 _signed = _number(-LARGEST, LARGEST)
 _texts = _list(_text)
 _quantiles = _record(**dict.fromkeys(LEVELS, _or_null(_gap)))
-_COUNTS = ("close", "between", "far", "nonfinite")
-_counts = dict.fromkeys(_COUNTS, _count)
+_counts = dict.fromkeys(COUNTS, _count)
 _limits = {"p_low": _share, "p_high": _share}
 _judged = {
     **_counts,

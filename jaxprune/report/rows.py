@@ -1,7 +1,6 @@
 """Results as plain rows: CSV, Parquet, pandas, xarray."""
 
 import csv
-import errno
 import importlib
 import io
 import json
@@ -9,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxprune.files import whole
+from jaxprune.files import whole_and_new
 from jaxprune.report.reading import BOUND, FRONTIER, RARE, THRESHOLD, kind
 from jaxprune.report.words import plain
 
@@ -115,11 +114,9 @@ def write_parquet(result: Mapping[str, Any], path: Path) -> None:
       FileExistsError: there is one.
     """
     arrow = optional("pyarrow")
-    if path.exists():
-        raise FileExistsError(errno.EEXIST, "exists", str(path))
     frame = to_dataframe(result).map(lambda x: plain(x) if isinstance(x, str) else x)
     try:
-        with whole(path) as part:
+        with whole_and_new(path) as part:
             frame.to_parquet(part, engine="pyarrow")
     except (arrow.ArrowException, OverflowError) as error:
         told = str(error).partition("\n")[0]

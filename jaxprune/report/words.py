@@ -63,8 +63,7 @@ def limits(cell: dict[str, Any]) -> tuple[str, str]:
 
 def between(low: float, high: float) -> tuple[str, str]:
     """Limits to two decimals, rounded outward."""
-    ends = math.floor(100 * low) / 100, math.ceil(100 * high) / 100
-    return f"{ends[0] + 0.0:.2f}", f"{ends[1] + 0.0:.2f}"
+    return f"{math.floor(100 * low) / 100:.2f}", f"{math.ceil(100 * high) / 100:.2f}"
 
 
 def slope(fit: dict[str, Any] | None) -> str:

@@ -9,6 +9,7 @@ every verdict is right. The bisections alone assume that the gap grows with spar
 not, each verdict stands, but a sparsity outside the bracket that was not probed may differ.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -207,7 +208,7 @@ def _prober(
     steps: Steps,
 ) -> Callable[[int], Probe]:
     """Samples and judges a cell of a width's grid."""
-    done, shown = 0, {HOLDS: [], VIOLATED: []}
+    done, shown = 0, defaultdict(list)
     share = lambda cells, of: f"{grid[of(cells)] / grid[-1]:.3g}" if cells else "none"
 
     def probe(cell):
@@ -224,7 +225,7 @@ def _prober(
         counts = engine.tally_run(run, [eps], report).counts(eps)
         done += 1
         ends = judge_ends(counts, delta, level)
-        shown.setdefault(ends.verdict, []).append(cell)
+        shown[ends.verdict].append(cell)
         return Probe(counts, ends)
 
     return probe
