@@ -13,19 +13,32 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
 import pytest
+from compilations import Compilations, add_ceilings
 
 from jaxprune.engine import programs
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+KEEP_ALL = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
 MAPPINGS = 20_000
+
+
+def pytest_addoption(parser):
+    add_ceilings(parser)
 
 
 def pytest_configure(config):
     """Workers, commands and notebooks compile each program once between them, in every run anew."""
+    config.pluginmanager.register(Compilations(config))
     config.own_cache = None
     if CACHE not in os.environ:
         os.environ[CACHE] = config.own_cache = tempfile.mkdtemp(prefix="jaxprune-tests-")
     jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    for name, value in KEEP_ALL.items():
+        os.environ.setdefault(name.upper(), str(value))
+        jax.config.update(name, value)
 
 
 def pytest_unconfigure(config):
