@@ -266,7 +266,7 @@ def lowered(run):
         whole = run.design, run.chunk, run.numbers, word, word
         return programs._block_over_rows.lower(*whole).as_text()
     pairs = programs._draw_block.eval_shape(run.design, run.numbers, word, word)
-    measured = run.design.network, run.design.ball, pairs, None, None
+    measured = run.design.network, run.design.ball, pairs
     return programs._measure_block.lower(*measured).as_text()
 
 

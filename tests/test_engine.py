@@ -340,7 +340,8 @@ def test_too_large_for_memory_is_refused_before_anything_is_compiled():
 )
 def test_the_memory_estimate_is_an_upper_bound(network, domain):
     run = engine.prepare(network, LAW, pruning.random, Fraction(0.5), domain=domain, block=16)
-    drawing, measuring = (p.memory_analysis() for p in engine.compiled_block(run))
+    block = engine.compiled_block(run)
+    drawing, measuring = block.draw.memory_analysis(), block.measure.memory_analysis()
     needed = max(
         drawing.temp_size_in_bytes + drawing.output_size_in_bytes,
         measuring.temp_size_in_bytes + measuring.argument_size_in_bytes,

@@ -174,7 +174,7 @@ def test_one_trial_uses_no_key_twice(method, monkeypatch):
 
     def whole(numbers, words):
         pair = trial.draw_pair(run.design, numbers, words)
-        return trial.measure_pair(run.design.network, run.design.ball, pair, None, None)
+        return trial.measure_pair(run.design.network, run.design.ball, pair, None)
 
     words = np.uint32(1), np.uint32(2)
     with jax.debug_key_reuse(True):

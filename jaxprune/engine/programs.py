@@ -15,7 +15,15 @@ import numpy as np
 from jaxprune.engine import memory
 from jaxprune.engine.precision import FULL, check_products
 from jaxprune.engine.run import Run
-from jaxprune.engine.trial import Numbers, Trial, draw_masked, draw_pair, measure_pair
+from jaxprune.engine.trial import (
+    Numbers,
+    Pair,
+    Trial,
+    count_correct,
+    draw_masked,
+    draw_pair,
+    measure_pair,
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -24,8 +32,13 @@ def _draw_block(design, numbers, high, low):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _measure_block(network, ball, pairs, rows, labelled):
-    return jax.vmap(lambda pair: measure_pair(network, ball, pair, rows, labelled))(pairs)
+def _measure_block(network, ball, pairs):
+    return jax.vmap(lambda pair: measure_pair(network, ball, pair, None))(pairs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _count_block(network, pairs, labelled):
+    return jax.vmap(lambda pair: count_correct(network, pair, labelled))(pairs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -33,9 +46,17 @@ def _block_over_rows(design, chunk, numbers, high, low):
     def one(trial):
         pair = draw_pair(design, numbers, trial)
         drawn = design.family is not None
-        return measure_pair(design.network, None, pair, numbers.rows, numbers.labelled, drawn)
+        found = measure_pair(design.network, None, pair, numbers.rows, drawn)
+        if numbers.labelled is None:
+            return found
+        return _with_counts(found, count_correct(design.network, pair, numbers.labelled))
 
     return jax.lax.map(one, (high, low), batch_size=chunk)
+
+
+def _with_counts(trial: Trial, counts: tuple[jax.Array, jax.Array]) -> Trial:
+    target, pruned = counts
+    return trial._replace(target_correct=target, pruned_correct=pruned)
 
 
 def _compiler_options():
@@ -54,23 +75,27 @@ _programs_lock = threading.Lock()
 class Block(NamedTuple):
     """The compiled programs of a run's blocks.
 
-    Over a ball the bracket takes most of the time to compile, and laws and pruning methods share
-    its program. Over given rows one program does all: a trial is so short that its weights are not
-    to leave the caches, and many share the time that a call takes.
+    Over a ball the bracket takes most of the time to compile: laws, pruning methods, drawn and
+    given targets of one network share its program, and accuracy has one of its own. Over given rows
+    one program does all: a trial is so short that its weights are not to leave the caches, and many
+    share the time that a call takes.
 
     Attributes:
       draw: samples and prunes: `(numbers, high, low) -> Pair`; None over rows.
-      measure: brackets the gaps: `(Pair, rows, labelled) -> Trial`; over rows the whole block,
+      measure: brackets the gaps: `Pair -> Trial`; over rows the whole block,
         `(numbers, high, low) -> Trial`.
+      count: `(Pair, labelled) -> (target_correct, pruned_correct)`; None over rows, or if no inputs
+        are labelled.
     """
 
     draw: jax.stages.Compiled | None
     measure: jax.stages.Compiled
+    count: jax.stages.Compiled | None = None
 
     @property
     def bytes(self) -> int:
         """Most memory that a call takes, arguments and results included."""
-        stats = [p.memory_analysis() for p in (self.draw, self.measure) if p is not None]
+        stats = [program.memory_analysis() for program in self if program is not None]
         sizes = [
             s.temp_size_in_bytes + s.argument_size_in_bytes + s.output_size_in_bytes for s in stats
         ]
@@ -79,8 +104,15 @@ class Block(NamedTuple):
     def __call__(self, numbers: Numbers, high: np.ndarray, low: np.ndarray) -> Trial:
         if self.draw is None:
             return self.measure(numbers, high, low)
-        pairs = self.draw(_to_draw(numbers), high, low)
-        return self.measure(pairs, numbers.rows, numbers.labelled)
+        pairs = self.pairs(numbers, high, low)
+        trials = self.measure(pairs)
+        if self.count is None:
+            return trials
+        return _with_counts(trials, self.count(pairs, numbers.labelled))
+
+    def pairs(self, numbers: Numbers, high: np.ndarray, low: np.ndarray) -> Pair:
+        """The block's pairs; not over rows."""
+        return self.draw(_to_draw(numbers), high, low)
 
 
 _draw_masked = jax.jit(draw_masked, static_argnums=0)
@@ -122,8 +154,12 @@ def compiled_block(run: Run, device: jax.Device | None = None) -> Block:
     design, drawing = dataclasses.replace(run.design, ball=None), _to_draw(numbers)
     drawn = design, drawing, word, word
     pairs = jax.tree.map(shaped, _draw_block.eval_shape(*drawn))
-    measured = design.network, run.design.ball, pairs, numbers.rows, numbers.labelled
-    return Block(_compiled(_draw_block, 1, *drawn), _compiled(_measure_block, 2, *measured))
+    draw = _compiled(_draw_block, 1, *drawn)
+    measure = _compiled(_measure_block, 2, design.network, run.design.ball, pairs)
+    if numbers.labelled is None:
+        return Block(draw, measure)
+    count = _compiled(_count_block, 1, design.network, pairs, numbers.labelled)
+    return Block(draw, measure, count)
 
 
 def fitted(run: Run, *, begun: bool = False) -> Run:

@@ -82,6 +82,12 @@ class Pair(NamedTuple):
     params: Params
     removed: Removed
 
+    @property
+    def pruned(self) -> Params:
+        """The pruned network's weights."""
+        pairs = zip(self.params, self.removed, strict=True)
+        return tuple(w if p is None else w - p for w, p in pairs)
+
 
 class Trial(NamedTuple):
     """What one trial yields; `()` arrays, `(trials,)` after batching.
@@ -170,31 +176,29 @@ def measurement(
 
 
 def measure_pair(
-    network: Network,
-    ball: Ball | None,
-    pair: Pair,
-    rows: jax.Array | None,
-    labelled: tuple[jax.Array, jax.Array] | None,
-    typical: bool = False,
+    network: Network, ball: Ball | None, pair: Pair, rows: jax.Array | None, typical: bool = False
 ) -> Trial:
     """Brackets the gap of one pair over a ball or, without one, over the rows.
 
-    `rows` and `labelled` are those of `Numbers`, `typical` that of `measure_rows`.
+    `rows` are those of `Numbers`, `typical` is that of `measure_rows`. No labelled input is looked
+    at: the last two fields are 0.
     """
-    _, params, removed = pair
     gap, sampled, rms, mean, relative = measurement(network, ball, pair, rows, typical)
     # A ReLU may hide an infinite weight from the outputs: look at the weights themselves.
     finite = jnp.all(jnp.isfinite(jnp.stack([*gap, sampled, rms, mean])))
-    for w in params:
+    for w in pair.params:
         # By a sum of at most 2^31 numbers, which XLA vectorises; scaled, it cannot overflow.
         finite &= jnp.isfinite(jnp.sum(jnp.abs(w) * 2.0**-31))
-    correct = jnp.int32(0), jnp.int32(0)
-    if labelled is not None:
-        kept = tuple(w if p is None else w - p for w, p in zip(params, removed, strict=True))
-        correct = tuple(_correct(network, ws, *labelled) for ws in (params, kept))
-    return Trial(finite, *gap, sampled, rms, mean, relative, *correct)
+    return Trial(finite, *gap, sampled, rms, mean, relative, jnp.int32(0), jnp.int32(0))
 
 
-def _correct(network, params, x, labels):
-    outputs = network(params, jnp.moveaxis(x, 0, -1))
-    return jnp.sum(jnp.argmax(outputs, axis=0) == labels, dtype=jnp.int32)
+def count_correct(
+    network: Network, pair: Pair, labelled: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """How many labelled inputs the target and the pruned network classify correctly, int32."""
+    x, labels = jnp.moveaxis(labelled[0], 0, -1), labelled[1]
+
+    def correct(params):
+        return jnp.sum(jnp.argmax(network(params, x), axis=0) == labels, dtype=jnp.int32)
+
+    return correct(pair.params), correct(pair.pruned)

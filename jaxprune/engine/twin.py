@@ -2,32 +2,57 @@
 
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.engine.blocks import Done
+from jaxprune.engine.blocks import Done, words
 from jaxprune.engine.keys import TrialId
+from jaxprune.engine.programs import compiled_block
 from jaxprune.engine.run import Run
-from jaxprune.engine.trial import Ball, Design, Numbers, draw_pair
+from jaxprune.engine.trial import Ball, Design, Numbers, Pair, draw_pair
 from jaxprune.gaps import lengths
 from jaxprune.gaps.lengths import largest
 from jaxprune.networks import Network
-from jaxprune.types import Params
+from jaxprune.types import Key, Params
 
 TWINS = 8
 """Trials of a block that are computed twice."""
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _pair(design: Design, numbers: Numbers, trial: TrialId) -> tuple[Params, Params, jax.Array]:
-    """Both networks' weights and the inputs, in float32 as the trial has them."""
-    key, params, removed = draw_pair(design, numbers, trial)
-    pruned = tuple(w if p is None else w - p for w, p in zip(params, removed, strict=True))
+def _pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:
+    return draw_pair(design, numbers, trial)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _drawn(ball: Ball, in_shape: tuple[int, ...], inputs: Key) -> jax.Array:
+    return jax.vmap(lambda key: ball.draw(key, in_shape))(inputs)
+
+
+def _pairs(run: Run, done: Done) -> Iterator[tuple[Params, Params, np.ndarray]]:
+    """Both networks' weights and the inputs of a block's first trials, in float32."""
+    design, numbers = run.design, run.numbers
+    few = done.ids[:TWINS]
     if design.ball is None:
-        return params, pruned, jnp.moveaxis(numbers.rows, 0, -1)
-    return params, pruned, design.ball.draw(key, design.network.in_shape)
+        x = np.moveaxis(np.asarray(numbers.rows), 0, -1)
+        high, low = words(done.ids.start, len(few))
+        for trial in zip(high, low, strict=True):
+            pair = _to_numpy(_pair(design, numbers, trial))
+            yield pair.params, pair.pruned, x
+        return
+    # The block's own program, which is there: another would take a second to compile.
+    pairs = compiled_block(run).pairs(numbers, *words(done.ids.start, run.block))
+    inputs = np.asarray(_drawn(design.ball, design.network.in_shape, pairs.inputs))
+    pairs = _to_numpy(pairs)
+    for i in range(len(few)):
+        pair = jax.tree.map(lambda a, i=i: a[i], pairs)
+        yield pair.params, pair.pruned, inputs[i]
+
+
+def _to_numpy(pair: Pair) -> Pair:
+    return jax.tree.map(np.asarray, pair._replace(inputs=None))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -51,14 +76,12 @@ def float32_error(run: Run, done: Done) -> float:
       that is not finite. 0 where no trial is finite and far from 0.
     """
     worst = 0.0
-    for i, trial in enumerate(done.ids[:TWINS]):
+    for i, pair in enumerate(_pairs(run, done)):
         found = float(done.trials.sampled[i])
         if not done.trials.finite[i]:
             continue
-        words = np.uint32(trial >> 32), np.uint32(trial & 0xFFFFFFFF)
-        pair = _pair(run.design, run.numbers, words)
         with jax.enable_x64(True):
-            wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), pair)
+            wide = jax.tree.map(np.float64, pair)
             exact = float(_distance(run.design.network, run.design.ball, *wide))
         if not math.isfinite(exact):
             return 1.0
