@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from scipy import stats
+from stores import drop
 
 import jaxprune as jp
 from jaxprune import cli, engine
@@ -88,7 +89,7 @@ rows = np.random.default_rng(0).normal(size=(6, 12)).astype(np.float32)
 run = engine.prepare(jp.dense((12, 20, 5)), jp.uniform(), jp.random, jp.Fraction(0.5),
                      layers="all", domain=rows, trials=255, block=4)
 empty, rng, hashes, used = engine.empty_tally(run, [0.5, 1.0]), np.random.default_rng(1), set(), {}
-for turn in range(20):
+for turn in range(int(sys.argv[1])):
     order = rng.permutation(run.blocks).tolist() if turn else list(run.blocks)
     found = {}
     for done, tally in engine.tally_blocks(run, empty, order):
@@ -111,6 +112,7 @@ def check_devices(plan, counts):
             assert max(times.values()) - min(times.values()) <= 1
 
 
+@pytest.mark.ci
 def test_a_plan_counts_alike_on_one_and_on_more_devices():
     """13 blocks, dealt by turns, the last one with 4 trials of 8."""
     check_devices(plan_of(ONE_LAYER, trials=100), (1, 3))
@@ -121,16 +123,23 @@ def test_plans_count_alike_on_up_to_eight_devices():
     check_devices(plan_of(ONE_LAYER, DENSE, CONVOLUTIONAL, trials=100), (1, 2, 3, 4, 8))
 
 
-def test_blocks_in_any_order_on_up_to_eight_devices_count_alike():
-    """20 orders of 64 blocks each, over rows."""
-    found = {n: in_process(ORDERS, n) for n in (1, 2, 3, 4, 8)}
+@pytest.mark.parametrize(
+    ("counts", "orders"), [((1, 3), 4), pytest.param((1, 2, 3, 4, 8), 20, marks=pytest.mark.ci)]
+)
+def test_blocks_in_any_order_on_up_to_eight_devices_count_alike(counts, orders):
+    """Orders of 64 blocks each, over rows."""
+    found = {n: in_process(ORDERS, n, str(orders)) for n in counts}
     (one,) = {tuple(hashes) for hashes, _ in found.values()}
     assert len(one) == 1
     for devices, (_, used) in found.items():
-        assert len(used) == devices and sum(used.values()) == 20 * 64
+        assert len(used) == devices and sum(used.values()) == orders * 64
 
 
 # --- blocks
+
+OVER = pytest.mark.parametrize(
+    "domain", [pytest.param(SMALL, id="ball", marks=pytest.mark.ci), pytest.param(ROWS, id="rows")]
+)
 
 
 @pytest.fixture
@@ -146,7 +155,7 @@ def gather(run):
     return Trial(*(np.concatenate(field) for field in zip(*blocks, strict=True)))
 
 
-@pytest.mark.parametrize("domain", [SMALL, ROWS], ids=["ball", "rows"])
+@OVER
 def test_a_last_block_is_padded_and_cut_by_the_same_program(domain, compiled):
     """1, B - 1, B, B + 1 and 7 B + 3 trials are the first ones of as many blocks, to the bit."""
     block, network = 8, jp.dense((12, 3))
@@ -173,6 +182,7 @@ def resident():
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_two_thousand_blocks_leak_nothing(tmp_path, compiled):
     run = engine.prepare(
@@ -190,7 +200,7 @@ def test_two_thousand_blocks_leak_nothing(tmp_path, compiled):
         assert len(store.blocks(0)) == 2200 and len(compiled) == 1
 
 
-@pytest.mark.parametrize("domain", [SMALL, ROWS], ids=["ball", "rows"])
+@OVER
 def test_blocks_are_halved_until_the_compiler_says_they_fit(domain):
     run = engine.prepare(
         jp.dense((12, 3)), jp.uniform(), jp.random, jp.Fraction(0.5), layers="all", domain=domain,
@@ -250,7 +260,10 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES, scope="module")
+@pytest.fixture(
+    params=[name if name == "rows" else pytest.param(name, marks=pytest.mark.ci) for name in CASES],
+    scope="module",
+)
 def case(request):
     network, domain = CASES[request.param]
     return engine.prepare(
@@ -368,7 +381,7 @@ def spoil(store, blocks, device="elsewhere cpu:7"):
         tally = store.get(0, block)
         close = (tally.close[0], tally.close[1] - 1) if tally.close[1] else (0, 1)
         spoilt = Tally(**{**vars(tally), "close": close})
-        store._drop([(0, block)])
+        drop(store, 0, {block})
         store.add(0, block, spoilt, device, 0.0)
 
 
@@ -489,7 +502,7 @@ def test_replay_finds_what_is_kept(store):
     _, worst = tally.worst[0]
     spoil(store, [worst // BLOCK])
     assert replay(plan, store, worst).facts["same"] is False
-    store._drop([(0, worst // BLOCK)])
+    drop(store, 0, {worst // BLOCK})
     assert replay(plan, store, worst).facts["same"] is None
     with pytest.raises(ValueError, match="trial = 2400"):
         replay(plan, store, TRIALS)

@@ -13,21 +13,24 @@ import resource
 import sqlite3
 import time
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 from rich.console import Console
+from stores import Shape, made_up, rewrite_first_block, write_row
 
 from jaxprune import cli, report
-from jaxprune.engine import Store
+from jaxprune.engine import Store, packing
 from jaxprune.engine.packing import canonical
-from jaxprune.engine.store import _sum
+from jaxprune.engine.store import _row_sum, _sum
 from jaxprune.report import replay as replay_words
 from jaxprune.report import words
 from jaxprune.report.document import SCRIPT
 from jaxprune.studies import kept, runs, sampling
 from jaxprune.studies import plan as plans
-from jaxprune.studies.verify import judged, verify
+from jaxprune.studies.cases import empty_tally
+from jaxprune.studies.verify import judged
 
 GOOD = """
 title = "t"
@@ -110,9 +113,26 @@ def edited(path, *statements):
     db.close()
 
 
+def with_made_up_block(path, plan):
+    """A store of a plan of one case of one block, of random numbers."""
+    empty, trials = empty_tally(plan.cases[0]), plan.cases[0].trials
+    tally = made_up(np.random.default_rng(0), range(trials), empty.eps, empty.labelled, empty.cap)
+    store = Store.create(path, sampling.about(plan))
+    store.begin(0, Shape(trials=trials, block=trials, chunk=trials), empty)
+    store.add(0, 0, tally, "here", 0.5)
+    return store
+
+
+@pytest.fixture(scope="module")
+def made_up_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("made-up") / "run.db"
+    with_made_up_block(path, plans.parse(plans.reading.tomllib.loads(GOOD))).close()
+    return path
+
+
 @pytest.fixture
 def store_file(tmp_path):
-    """A function that makes a store of the good plan, with one block of made-up counts."""
+    """A function that makes a store of the good plan, without blocks."""
     path = tmp_path / "run.db"
 
     def make():
@@ -124,24 +144,32 @@ def store_file(tmp_path):
     return make
 
 
+FILES = {
+    "another trigger": ["CREATE TRIGGER t AFTER INSERT ON blocks BEGIN DELETE FROM blocks; END"],
+    "an older format": ["PRAGMA user_version = 2"],
+    "a wrong checksum": ["UPDATE about SET sha256 = 1"],
+}
+MORE_FILES = [
+    ["CREATE TABLE more (a)"],
+    ["CREATE VIEW v AS SELECT * FROM about"],
+    ["DROP TABLE blocks"],
+    ["ALTER TABLE blocks ADD COLUMN b TEXT"],
+    ["PRAGMA application_id = 1"],
+    ["PRAGMA user_version = 99"],
+    ["DELETE FROM about"],
+    ["UPDATE about SET text = '{}'"],
+    ["INSERT INTO errors VALUES (0, 'here', 1.5)"],
+    ["INSERT INTO errors VALUES (0, 'here', 1e999)"],
+    ["INSERT INTO cases VALUES (0, '[]', 'none')"],
+]
+
+
 @pytest.mark.parametrize(
     "statements",
     [
-        ["CREATE TABLE more (a)"],
-        ["CREATE VIEW v AS SELECT * FROM about"],
-        ["CREATE TRIGGER t AFTER INSERT ON blocks BEGIN DELETE FROM blocks; END"],
-        ["DROP TABLE blocks"],
-        ["ALTER TABLE blocks ADD COLUMN b TEXT"],
-        ["PRAGMA application_id = 1"],
-        ["PRAGMA user_version = 99"],
-        ["DELETE FROM about"],
-        ["UPDATE about SET text = '{}'"],
-        ["UPDATE about SET sha256 = 1"],
-        ["INSERT INTO errors VALUES (0, 'here', 1.5)"],
-        ["INSERT INTO errors VALUES (0, 'here', 1e999)"],
-        ["INSERT INTO cases VALUES (0, '[]', 'none')"],
+        *(pytest.param(statements, id=name) for name, statements in FILES.items()),
+        *(pytest.param(s, id=s[0], marks=pytest.mark.ci) for s in MORE_FILES),
     ],
-    ids=" ".join,
 )
 def test_a_file_that_is_no_run_of_ours_is_refused(store_file, refused, statements):
     path = store_file()
@@ -150,17 +178,61 @@ def test_a_file_that_is_no_run_of_ours_is_refused(store_file, refused, statement
     refused("merge", path, "--out", "out", named="run")
 
 
+@pytest.mark.ci
 def test_a_value_of_400_megabytes_is_refused_before_it_is_read(store_file, refused):
     path = store_file()
-    edited(
-        path,
-        "INSERT INTO blocks "
-        "VALUES (0, 0, 1, CAST(zeroblob(400000000) AS TEXT), 'here', 0.1, 'none')",
-    )  # fmt: skip
+    edited(path, "INSERT INTO blocks VALUES (1, 0, '[0]', zeroblob(400000000), 'none')")
     before = peak()
     refused("replay", path, "--trial", 0, named="run")
     assert peak() - before < 50
     path.unlink()
+
+
+def deflated(text, megabytes):
+    """A text and as many zeros after it, compressed."""
+    stream = zlib.compressobj(wbits=packing._RAW_DEFLATE)
+    parts = [stream.compress(text), *(stream.compress(bytes(2**20)) for _ in range(megabytes))]
+    return b"".join(parts) + stream.flush()
+
+
+def bombs(megabytes):
+    """Data that inflate to more than they may, or to no blocks."""
+    facts = canonical([[0, 64, "here", 0.5]]) + b"\n"
+    yield deflated(facts, megabytes)
+    yield deflated(facts, 14) + b"more"
+    yield deflated(b"[" * 10**6, 0)
+    yield deflated(b"[" + b"[]," * 10**6 + b"[]]", 0)
+    yield deflated(canonical([[0, 64, "here", 0.5]] * 2) + b"\n" * 10**6, 0)
+    yield b""
+
+
+@pytest.mark.parametrize("megabytes", [100, pytest.param(1000, marks=pytest.mark.ci)])
+def test_a_row_that_would_inflate_to_more_than_a_run_has_is_dropped(
+    made_up_file, tmp_path, megabytes
+):
+    path, before = tmp_path / "run.db", peak()
+    for data in bombs(megabytes):
+        path.write_bytes(made_up_file.read_bytes())
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            row = 0, "[0]", data
+            change = "UPDATE blocks SET case_id=?, ids=?, data=?, sha256=?"
+            db.execute(change, (*row, _row_sum(*row)))
+        with Store.open(path) as store:
+            assert store.damaged == [(0, 0)] and store.blocks(0) == []
+    assert peak() - before < 150
+
+
+def test_a_block_that_stands_twice_is_dropped(made_up_file, tmp_path):
+    path = tmp_path / "run.db"
+    with Store.open(made_up_file) as store:
+        (block,) = store._each(0)
+    for rows, left in (([[block], [block]], [0]), ([[block, block]], [])):
+        path.write_bytes(made_up_file.read_bytes())
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            for id, row in enumerate(rows, 1):
+                write_row(db, id, 0, row)
+        with Store.open(path) as store:
+            assert store.blocks(0) == left and {*store.damaged} == {(0, 0)}
 
 
 def test_what_is_no_database_is_refused(tmp_path, refused):
@@ -188,23 +260,21 @@ def replaced(rng, value):
     return rng.choice(NASTY)
 
 
-def test_an_author_with_right_checksums_gets_no_further(tmp_path, monkeypatch):
-    """600 edits of what a run says: a refusal in one line, or a dropped block, or no harm."""
-    rng, path, edit = random.Random(0), tmp_path / "run.db", tmp_path / "edit" / "run.db"
+@pytest.mark.parametrize("edits", [40, pytest.param(600, marks=pytest.mark.ci)])
+def test_an_author_with_right_checksums_gets_no_further(made_up_file, tmp_path, edits):
+    """Edits of what a run says: a refusal in one line, or a dropped block, or no harm."""
+    rng, edit = random.Random(0), tmp_path / "edit" / "run.db"
     edit.parent.mkdir()
-    plan = plans.parse(plans.reading.tomllib.loads(GOOD))
-    with Store.create(path, sampling.about(plan)) as store:
-        sampling.sample(plan, store)
     outcomes = {"refused": 0, "read": 0}
-    for _ in range(600):
-        edit.write_bytes(path.read_bytes())
+    for _ in range(edits):
+        edit.write_bytes(made_up_file.read_bytes())
         table = rng.choice(["about", "cases", "blocks"])
         db = sqlite3.connect(edit)
         if table == "blocks":
-            row = list(db.execute("SELECT * FROM blocks").fetchone()[:-1])
-            row[3] = canonical(replaced(rng, json.loads(row[3]))).decode()
-            change = "UPDATE blocks SET tally=?, sha256=? WHERE case_id=? AND block=?"
-            db.execute(change, (row[3], _sum(row), row[0], row[1]))
+            (data,) = db.execute("SELECT data FROM blocks").fetchone()
+            (block,) = packing.decompress(data)
+            tally = canonical(replaced(rng, json.loads(block.tally)))
+            write_row(db, 1, 0, [block._replace(tally=tally)])
         else:
             id, text, _ = db.execute(f"SELECT * FROM {table}").fetchone()
             text = canonical(replaced(rng, json.loads(text))).decode()
@@ -221,29 +291,7 @@ def test_an_author_with_right_checksums_gets_no_further(tmp_path, monkeypatch):
         except ValueError as error:
             assert "\n" not in str(error)
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > 20, outcomes
-
-
-def rewritten(path, **changed):
-    """A file of which the first block says something else, its checksum right."""
-    db = sqlite3.connect(path)
-    row = list(db.execute("SELECT * FROM blocks").fetchone()[:-1])
-    tally = json.loads(row[3])
-    for name, change in changed.items():
-        tally[name] = change(tally[name])
-    row[3] = canonical(tally).decode()
-    db.execute("UPDATE blocks SET tally=?, sha256=?", (row[3], _sum(row)))
-    db.commit()
-    db.close()
-
-
-@pytest.fixture(scope="module")
-def sampled_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("sampled") / "run.db"
-    plan = plans.parse(plans.reading.tomllib.loads(GOOD))
-    with Store.create(path, sampling.about(plan)) as store:
-        sampling.sample(plan, store)
-    return path
+    assert min(outcomes.values()) > edits // 30, outcomes
 
 
 LARGE = hex(2**5000)
@@ -269,12 +317,12 @@ LARGE = hex(2**5000)
         {"trials": lambda n: 2**62, "nonfinite": lambda n: 2**62},
     ],
 )
-def test_a_block_whose_numbers_cannot_be_is_dropped(sampled_file, tmp_path, changed):
+def test_a_block_whose_numbers_cannot_be_is_dropped(made_up_file, tmp_path, changed):
     path = tmp_path / "run.db"
-    path.write_bytes(sampled_file.read_bytes())
+    path.write_bytes(made_up_file.read_bytes())
     with Store.open(path) as store:
         assert store.blocks(0) == [0] and not store.damaged
-    rewritten(path, **changed)
+    rewrite_first_block(path, lambda t: t | {name: f(t[name]) for name, f in changed.items()})
     with Store.open(path) as store:
         assert store.damaged == [(0, 0)] and store.blocks(0) == []
 
@@ -284,10 +332,10 @@ def test_a_block_whose_numbers_cannot_be_is_dropped(sampled_file, tmp_path, chan
     [(99, {}), (0, {"trials": 65}), (0, {"eps": [0.4]}), (0, {"cap": None}), (0, {"labelled": 3})],
 )
 def test_cases_that_the_plan_does_not_have_are_refused(
-    sampled_file, tmp_path, refused, number, changed
+    made_up_file, tmp_path, refused, number, changed
 ):
     path = tmp_path / "run.db"
-    path.write_bytes(sampled_file.read_bytes())
+    path.write_bytes(made_up_file.read_bytes())
     db = sqlite3.connect(path)
     text = json.loads(db.execute("SELECT text FROM cases").fetchone()[0])
     text = canonical(text | changed).decode()
@@ -307,14 +355,16 @@ def test_another_program_s_database_is_not_touched(tmp_path, refused):
     db.close()
     before = (tmp_path / "run.db").read_bytes()
     refused("resume", "run.db", named="no run of jaxprune")
-    refused("verify", "--out", ".", "--resume", named="no run of jaxprune")
+    (tmp_path / "plan.toml").write_text(GOOD)
+    where = "--plan", "plan.toml", "--out", "."
+    refused("verify", *where, "--resume", named="no run of jaxprune")
     assert (tmp_path / "run.db").read_bytes() == before
 
 
-@pytest.mark.parametrize("column", ["case_id", "block", "trials"])
-def test_ids_are_integers(sampled_file, tmp_path, column):
+@pytest.mark.parametrize("column", ["id", "case_id"])
+def test_ids_are_integers(made_up_file, tmp_path, column):
     path = tmp_path / "run.db"
-    path.write_bytes(sampled_file.read_bytes())
+    path.write_bytes(made_up_file.read_bytes())
     with contextlib.closing(sqlite3.connect(path)) as db:
         for value in (0.5, b"blob", "text"):
             with pytest.raises(sqlite3.IntegrityError):
@@ -351,17 +401,18 @@ def absurd():
             yield f'{conv}channels = [2, 2]\nsize = 4\nlayers = "all"\n{good}{key} = {value}\n'
 
 
-def test_absurd_sizes_are_refused_at_once(tmp_path, refused):
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.ci)])
+def test_absurd_sizes_are_refused_at_once(tmp_path, refused, every):
     refused("verify", "--plan", "none", named="plan")  # imports are done
     before, count = peak(), 0
-    for i, experiment in enumerate(absurd()):
+    for i, experiment in enumerate(list(absurd())[::every]):
         path = tmp_path / f"{i}.toml"
         path.write_text(f"[[experiment]]\n{experiment}")
-        start = time.perf_counter()
+        start = time.process_time()
         refused("verify", "--plan", path.name)
-        assert time.perf_counter() - start < 2.0
+        assert time.process_time() - start < 2.0
         count += 1
-    assert count >= 48 and peak() - before < 500
+    assert count >= 48 // every and peak() - before < 500
 
 
 def fuzzed(rng):
@@ -402,9 +453,10 @@ def fuzzed(rng):
     return "\n".join(lines)
 
 
-def test_fuzzed_plans_are_refused_in_one_line_or_are_plans(tmp_path, refused):
+@pytest.mark.parametrize("rounds", [40, pytest.param(300, marks=pytest.mark.ci)])
+def test_fuzzed_plans_are_refused_in_one_line_or_are_plans(tmp_path, refused, rounds):
     rng, wrong = random.Random(0), 0
-    for _ in range(300):
+    for _ in range(rounds):
         text = fuzzed(rng).encode("latin-1")
         path = tmp_path / "plan.toml"
         path.write_bytes(text)
@@ -413,7 +465,7 @@ def test_fuzzed_plans_are_refused_in_one_line_or_are_plans(tmp_path, refused):
         except ValueError:
             refused("verify", "--plan", path.name)
             wrong += 1
-    assert wrong >= 200
+    assert wrong >= rounds * 2 // 3
 
 
 # --- paths and texts
@@ -473,7 +525,8 @@ def hostile_result():
     source = plans.reading.tomllib.loads(GOOD)
     (experiment,) = source["experiment"]
     plan = plans.parse(source | {"title": title, "experiment": [experiment | {"title": title}]})
-    return verify(plan)
+    with with_made_up_block(None, plan) as store:
+        return judged(plan, store, runs.begin(plan, None))
 
 
 def test_texts_of_a_plan_are_inert():

@@ -20,12 +20,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from stores import Shape, drop, made_up
 
 from jaxprune import engine
 from jaxprune.engine import Store, Tally
+from jaxprune.engine import store as store_module
 from jaxprune.engine.packing import pack, unpack
 from jaxprune.engine.store import state_hash
-from jaxprune.engine.trial import Trial
 from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, sequence_limits
 from jaxprune.statistics.binomial import limits
 from jaxprune.studies import cases, kept, runs, sampling
@@ -38,11 +39,9 @@ BLOCK = 8
 EMPTY = Tally(EPS, cap=1.3, labelled=5)
 
 
-class Shape(SimpleNamespace):
-    """What the store asks of a run."""
-
-    def _replace(self, **changed):
-        return Shape(**(vars(self) | changed))
+def often(few, many):
+    """A test's argument: few rounds by default, many in the tier `ci`."""
+    return pytest.mark.parametrize("rounds", [few, pytest.param(many, marks=pytest.mark.ci)])
 
 
 def shape(blocks):
@@ -56,14 +55,14 @@ def tally(block, blocks=10**6, empty=EMPTY):
 
 @functools.cache
 def _tally(block, blocks, eps, labelled, cap):
-    rng = np.random.default_rng(block)
-    n = BLOCK - 3 * (block == blocks - 1)
-    lower = rng.gamma(9.0, 0.1, n).astype(np.float32)
-    numbers = [rng.gamma(2.0, 1.0, n).astype(np.float32) for _ in range(4)]
-    right = [rng.integers(0, labelled + 1, n).astype(np.int32) for _ in range(2)]
-    trials = Trial(rng.random(n) > 0.1, lower, lower * 1.5, *numbers, *right)
-    ids = range(block * BLOCK, block * BLOCK + n)
-    return Tally.of(eps, ids, trials, labelled, cap)
+    ids = range(block * BLOCK, block * BLOCK + BLOCK - 3 * (block == blocks - 1))
+    return made_up(np.random.default_rng(block), ids, eps, labelled, cap)
+
+
+@pytest.fixture
+def small_rows(monkeypatch):
+    """Rows of some four blocks."""
+    monkeypatch.setattr(store_module, "ROW_BYTES", 2**14)
 
 
 def filled(path, blocks, ids=None):
@@ -124,6 +123,43 @@ def open_and_close(path):
         Store.open(path, write=True).close()
 
 
+def write_and_tell(path, blocks, told):
+    """Adds blocks, and sends the id of each once it is kept."""
+    with Store.open(path, write=True) as store:
+        for block in range(blocks):
+            store.add(0, block, tally(block, blocks), "here", 0.5)
+            told.send(block)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:Warning")
+@often(3, 30)
+def test_a_kill_costs_no_block_that_was_added(tmp_path, rounds, small_rows):
+    """Whether it has a row of its own by then, or shares one."""
+    fork, blocks, last = multiprocessing.get_context("fork"), 1000, -1
+    for i in range(rounds):
+        path = tmp_path / f"{i}.db"
+        filled(path, blocks, []).close()
+        heard, told = fork.Pipe(duplex=False)
+        process = fork.Process(target=write_and_tell, args=(path, blocks, told))
+        process.start()
+        told.close()
+        with contextlib.suppress(EOFError):
+            while (last := heard.recv()) < 20 + 3 * i:
+                pass
+            os.kill(process.pid, signal.SIGKILL)
+            while True:
+                last = heard.recv()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        with Store.open(path) as store:
+            there = store.blocks(0)
+            assert there == list(range(len(there))) and last + 1 <= len(there) < blocks
+            assert store._db.execute("SELECT count(*) FROM blocks").fetchone()[0] < len(there)
+            assert not store.damaged
+            assert all(pack(t) == pack(tally(b, blocks)) for b, t, *_ in store.rows(0))
+
+
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:.*fork:Warning")
 def test_a_process_killed_while_it_opens_or_closes_costs_nothing(tmp_path):
     rng, path = random.Random(0), tmp_path / "run.db"
@@ -140,10 +176,11 @@ def test_a_process_killed_while_it_opens_or_closes_costs_nothing(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:Warning")
-def test_fifty_runs_killed_up_to_four_times_lose_and_repeat_nothing(tmp_path):
+@often(2, 50)
+def test_runs_killed_up_to_four_times_lose_and_repeat_nothing(tmp_path, rounds, small_rows):
     rng, blocks = random.Random(0), 30
     expected = state_hash([tally(block, blocks) for block in range(blocks)])
-    for i in range(50):
+    for i in range(rounds):
         path = tmp_path / f"{i}.db"
         assert until_done(write_on, path, blocks, rng.randint(1, 4), rng) == 0
         with Store.open(path) as store:
@@ -151,6 +188,7 @@ def test_fifty_runs_killed_up_to_four_times_lose_and_repeat_nothing(tmp_path):
             assert state_hash(whole(store)) == expected
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:.*fork:Warning")
 def test_a_naive_writer_does_not_survive_that(tmp_path):
     rng, wrong = random.Random(0), 0
@@ -161,7 +199,8 @@ def test_a_naive_writer_does_not_survive_that(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:Warning")
-def test_of_eight_processes_at_once_one_writes(tmp_path):
+@often(1, 20)
+def test_of_eight_processes_at_once_one_writes(tmp_path, rounds):
     path = tmp_path / "run.db"
     filled(path, 3).close()
     fork = multiprocessing.get_context("fork")
@@ -178,7 +217,7 @@ def test_of_eight_processes_at_once_one_writes(tmp_path):
             end.wait()
             store.close()
 
-    for _ in range(20):
+    for _ in range(rounds):
         start, end, won = fork.Event(), fork.Event(), fork.Value("i", 0)
         processes = [fork.Process(target=one, args=(start, end, won)) for _ in range(8)]
         for process in processes:
@@ -197,11 +236,12 @@ def test_of_eight_processes_at_once_one_writes(tmp_path):
             assert process.exitcode == 0
 
 
-def test_after_a_power_failure_an_earlier_state_is_there(tmp_path):
+@often(4, 20)
+def test_after_a_power_failure_an_earlier_state_is_there(tmp_path, rounds, small_rows):
     rng, blocks, path = random.Random(0), 40, tmp_path / "run.db"
     store = filled(path, blocks)
     log = (tmp_path / "run.db-wal").read_bytes()
-    for i in range(20):
+    for i in range(rounds):
         folder = tmp_path / str(i)
         folder.mkdir()
         shutil.copy(path, folder)
@@ -217,7 +257,7 @@ def test_after_a_power_failure_an_earlier_state_is_there(tmp_path):
     store.close()
 
 
-def test_a_full_disk_costs_no_block_that_was_kept(tmp_path):
+def test_a_full_disk_costs_no_block_that_was_kept(tmp_path, small_rows):
     path = tmp_path / "run.db"
     store = filled(path, 30, range(10))
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -227,6 +267,9 @@ def test_a_full_disk_costs_no_block_that_was_kept(tmp_path):
         for block in range(10, 30):
             store.add(0, block, tally(block, 30), "here", 0.5)
     kept_blocks = store.blocks(0)
+    assert len(kept_blocks) >= 10 and state_hash(whole(store)) == state_hash(
+        [tally(b, 30) for b in kept_blocks]
+    )
     store.close()
     with Store.open(path) as again:
         assert again.blocks(0) == kept_blocks and not again.damaged
@@ -251,13 +294,14 @@ def test_a_file_that_says_nothing_yet_is_no_run(tmp_path):
 # --- damaged
 
 
-def test_no_flipped_bit_changes_a_count(tmp_path):
+@often(150, 1000)
+def test_no_flipped_bit_changes_a_count(tmp_path, rounds, small_rows):
     """A flip is named, refused, or where nothing is written."""
     rng, blocks, path = random.Random(0), 12, tmp_path / "run.db"
     filled(path, blocks).close()
     intact = path.read_bytes()
     broken, outcomes = tmp_path / "broken.db", {"refused": 0, "dropped": 0, "harmless": 0}
-    for _ in range(1000):
+    for _ in range(rounds):
         data = bytearray(intact)
         place = rng.randrange(len(data))
         data[place] ^= 1 << rng.randrange(8)
@@ -276,22 +320,95 @@ def test_no_flipped_bit_changes_a_count(tmp_path):
     assert min(outcomes.values()) > 0, outcomes
 
 
-def test_a_text_that_is_none_costs_its_block_alone(tmp_path):
-    path = tmp_path / "run.db"
-    filled(path, 12).close()
+@pytest.mark.parametrize("write", [False, True])
+def test_a_damaged_row_costs_its_blocks_alone(tmp_path, write, small_rows):
+    blocks, path = 12, tmp_path / "run.db"
+    filled(path, blocks).close()
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.execute("UPDATE blocks SET tally = CAST(x'7bff7d' AS TEXT) WHERE block = 7")
+        rows = {id: json.loads(ids) for id, ids in db.execute("SELECT id, ids FROM blocks")}
+        bad, worse = list(rows)[1:3]
+        assert len(rows) >= 3 and sorted(b for ids in rows.values() for b in ids) == [
+            *range(blocks)
+        ]
+        db.execute("UPDATE blocks SET data = x'03' WHERE id = ?", (bad,))
+        # What is no text either still has its numbers.
+        text = "UPDATE blocks SET ids = CAST(ids || x'ff7d' AS TEXT) WHERE id = ?"
+        db.execute(text, (worse,))
+    lost = [*rows[bad], *rows[worse]]
+    with Store.open(path, write=write) as store:
+        assert store.damaged == [(0, block) for block in lost]
+        assert store.blocks(0) == [b for b in range(blocks) if b not in lost]
+        if write:
+            for block in lost:
+                store.add(0, block, tally(block, blocks), "here", 0.5)
     with Store.open(path) as store:
-        assert store.damaged == [(0, 7)] and len(store.blocks(0)) == 11
+        assert bool(store.damaged) is not write
+        assert len(store.blocks(0)) == blocks - (0 if write else len(lost))
+
+
+# --- small
+
+
+@pytest.fixture
+def empty_size(tmp_path):
+    """Bytes of a run of no blocks."""
+    filled(tmp_path / "empty.db", 1, []).close()
+    return (tmp_path / "empty.db").stat().st_size
+
+
+def test_small_blocks_are_kept_many_to_a_row(tmp_path, empty_size):
+    """Blocks of one trial, most of a plan's: 12,000 of them stay below 4 MB; 3 kB each in JSON."""
+    rng, blocks, path = np.random.default_rng(0), 400, tmp_path / "run.db"
+    with Store.create(path, {"a": 1}) as store:
+        store.begin(0, Shape(trials=blocks, block=1, chunk=1), EMPTY)
+        for block in range(blocks):
+            one = made_up(rng, range(block, block + 1), EPS, 5, EMPTY.cap)
+            store.add(0, block, one, "a host cpu:0", rng.random())
+        assert len(pack(one)) > 2500
+    assert (path.stat().st_size - empty_size) / blocks < 250
+    with Store.open(path) as store:
+        assert store.blocks(0) == list(range(blocks))
+        assert store._db.execute("SELECT count(*) FROM blocks").fetchone()[0] <= 6
+
+
+def test_a_million_trials_of_a_small_network_stay_below_ten_megabytes(tmp_path, empty_size):
+    """In blocks of 2,048, as they come out for a few dozen weights."""
+    rng, blocks, size, path = np.random.default_rng(0), 12, 2048, tmp_path / "run.db"
+    with Store.create(path, {"a": 1}) as store:
+        store.begin(0, Shape(trials=blocks * size, block=size, chunk=size), EMPTY)
+        for block in range(blocks):
+            ids = range(block * size, (block + 1) * size)
+            store.add(0, block, made_up(rng, ids, EPS, 5, EMPTY.cap), "a host cpu:0", rng.random())
+    assert (path.stat().st_size - empty_size) / (blocks * size) * 1e6 < 8e6
+
+
+def test_rows_are_full_whatever_the_order_and_however_often_a_run_is_resumed(tmp_path, small_rows):
+    path, blocks = tmp_path / "run.db", 60
+    order = random.Random(0).sample(range(blocks), blocks)
+    filled(path, blocks, []).close()
+    for turn in range(0, blocks, 7):
+        with Store.open(path, write=True) as store:
+            for block in order[turn : turn + 7]:
+                store.add(0, block, tally(block, blocks), "here", 0.5)
+            assert store.seconds(0) == 0.5 * len(store.blocks(0))
+    with Store.open(path, write=True) as store:
+        assert state_hash(whole(store)) == state_hash([tally(b, blocks) for b in range(blocks)])
+        rows = "SELECT count(*), max(length(ids)) FROM blocks"
+        assert store._db.execute(rows).fetchone()[0] <= 2 * blocks / 4
+        drop(store, 0, set(range(1, blocks, 2)))
+        assert store.blocks(0) == list(range(0, blocks, 2))
+        assert store.void("here", "bad") == blocks / 2 and store.blocks(0) == []
+        assert store._db.execute(rows).fetchone()[0] == 0
 
 
 # --- counted once
 
 
-def test_a_block_that_arrives_again_counts_once():
+@often(5, 100)
+def test_a_block_that_arrives_again_counts_once(rounds):
     rng, blocks = random.Random(0), 20
     expected = state_hash([tally(b, blocks) for b in range(blocks)])
-    for _ in range(100):
+    for _ in range(rounds):
         order = [*range(blocks), *rng.sample(range(blocks), 6)]
         rng.shuffle(order)
         with filled(None, blocks, order) as store:
@@ -307,15 +424,16 @@ def test_a_prefix_ends_at_the_first_missing_block():
     sums = [EMPTY]
     for block in range(blocks):
         sums.append(sums[-1] + tally(block, blocks))
-    for lost in range(blocks):
+    for lost in (0, 1, 24, blocks - 1):
         with filled(None, blocks, [b for b in range(blocks) if b != lost]) as store:
             found = list(store.prefix(0))
             assert [pack(t) for t in found] == [pack(t) for t in sums[1 : lost + 1]]
 
 
-def test_any_tree_of_sums_is_one_sum():
+@often(5, 1000)
+def test_any_tree_of_sums_is_one_sum(rounds):
     rng, found = random.Random(0), set()
-    for _ in range(1000):
+    for _ in range(rounds):
         parts = [tally(b) for b in range(64)]
         while len(parts) > 1:
             i, j = sorted(rng.sample(range(len(parts)), 2))
@@ -419,6 +537,7 @@ def test_what_comes_after_the_decision_is_not_counted():
             assert same(after) == same(before) and after["blocks"] == before["blocks"]
 
 
+@pytest.mark.ci
 def test_a_deadline_does_not_choose_the_trials():
     """Failing trials take twice as long; their share is .10.
 
@@ -443,11 +562,12 @@ def test_a_deadline_does_not_choose_the_trials():
 # --- merged
 
 
-def test_splits_of_a_run_join_to_the_run(tmp_path):
+@often(3, 100)
+def test_splits_of_a_run_join_to_the_run(tmp_path, rounds):
     rng, plan = random.Random(0), a_plan()
     with sampled(None, plan, range(40)) as store:
         expected = judged_here(plan, store)["blocks"]["tallies"]
-    for i in range(100):
+    for i in range(rounds):
         ids = rng.sample(range(40), 40)
         cut = rng.randrange(1, 40)
         paths = [tmp_path / f"{i}-{side}.db" for side in "ab"]
@@ -458,9 +578,10 @@ def test_splits_of_a_run_join_to_the_run(tmp_path):
             assert judged_here(plan, store)["blocks"]["tallies"] == expected
 
 
-def test_what_two_runs_have_in_common_is_refused_by_name(tmp_path):
+@often(3, 100)
+def test_what_two_runs_have_in_common_is_refused_by_name(tmp_path, rounds):
     rng, plan = random.Random(0), a_plan()
-    for i in range(100):
+    for i in range(rounds):
         mine = rng.sample(range(40), 20)
         twice = sorted(rng.sample(mine, rng.randint(1, 3)))
         theirs = [b for b in range(40) if b not in mine or b in twice]
@@ -559,7 +680,7 @@ def test_blocks_of_a_whole_run_beside_its_parts_are_kept(tmp_path):
     with kept.merge([killed], tmp_path / "elsewhere").store as store:
         assert store.blocks(0) == list(range(40))
     with Store.open(whole, write=True) as store:
-        store._drop([(0, 5)])
+        drop(store, 0, {5})
         store.add(0, 5, dataclasses.replace(tally(5, 40, empty), close=(0, 0)), "here", 0.5)
     with pytest.raises(BrokenInvariant, match="case 0, block 5"):
         kept.merge([folder], folder)

@@ -1,15 +1,26 @@
-"""Tallies as bytes and back: canonical JSON, so that equal tallies are equal bytes."""
+"""Tallies as bytes and back: canonical JSON, so that equal tallies are equal bytes.
+
+A tally of one trial is 3 kB of JSON, nearly all of it zeros of exact sums, and much like the next
+one: finished blocks are compressed, many together.
+"""
 
 import json
 import math
 import operator
-from typing import Any
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxprune.engine.sums import Distribution, ExactSum, Histogram, Integers, Moments
 from jaxprune.engine.tally import WORST_KEPT, Tally
 
+MAX_BYTES = 2**24
+"""Of finished blocks before they are compressed. A tally with a trial in every bucket of each of
+its histograms, and large counts, is 3 MB."""
+
+_RAW_DEFLATE = -15  # without a header and checksum: the store has a better one
 _BUCKETS = 0x7F80  # of infinity
 _LARGEST = float(np.finfo(np.float32).max)
 _COUNTS = ("trials", "nonfinite", "target_correct", "pruned_correct")
@@ -69,6 +80,58 @@ def unpack(data: bytes, empty: Tally) -> Tally:
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
         raise ValueError(f"no tally: {type(e).__name__} {str(e)[:100]}") from None
     return tally
+
+
+class FinishedBlock(NamedTuple):
+    """A block as it is kept.
+
+    Attributes:
+      block: its id.
+      trials: how many.
+      device: that ran it.
+      seconds: spent on it.
+      tally: as bytes, see `pack`.
+    """
+
+    block: int
+    trials: int
+    device: str
+    seconds: float
+    tally: bytes
+
+
+def compress(blocks: Sequence[FinishedBlock]) -> bytes:
+    """Finished blocks of one case as bytes: a line of facts, and one line per tally.
+
+    Raises:
+      ValueError: they are more than `MAX_BYTES`.
+    """
+    text = b"\n".join([canonical([b[:-1] for b in blocks]), *(b.tally for b in blocks)])
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"a tally of {len(text)} bytes: at most {MAX_BYTES} are kept")
+    return zlib.compress(text, wbits=_RAW_DEFLATE)
+
+
+def decompress(data: bytes) -> list[FinishedBlock]:
+    """The blocks of bytes that `compress` made.
+
+    Args:
+      data: whatever a file holds; at most `MAX_BYTES` are made of it.
+
+    Raises:
+      ValueError: the bytes are no blocks. What the tallies say is not looked at.
+    """
+    stream = zlib.decompressobj(_RAW_DEFLATE)
+    try:
+        text = stream.decompress(data, MAX_BYTES)
+        if not stream.eof or stream.unused_data:
+            raise ValueError("its data do not end where they should")
+        facts, _, tallies = text.partition(b"\n")
+        facts = read_json(facts)
+        tallies = tallies.split(b"\n", len(facts))
+        return [FinishedBlock(*fact, tally) for fact, tally in zip(facts, tallies, strict=True)]
+    except (zlib.error, ValueError, TypeError) as e:
+        raise ValueError(f"no blocks: {type(e).__name__} {str(e)[:100]}") from None
 
 
 def _check(tally, rest):

@@ -1,37 +1,52 @@
 """The store: one SQLite file a run, which may be killed at any moment.
 
-A finished block is one row with a checksum, committed before the next one is waited for. A block
-counts once, however often it arrives; what is said of a run is said of the blocks up to the
-first that is missing. Nothing in the file is believed: its schema, checksums and every number
-are checked, a damaged block is named and counts as missing.
+A finished block is committed before the next one is waited for, in a row of its own. Once there
+are enough small rows of a case, one row, compressed, takes their place in one transaction: each
+block can still be read, compared and dropped by itself. A block counts once, however often it
+arrives; what is said of a run is said of the blocks up to the first that is missing. Nothing in
+the file is believed: its schema, checksums and every number are checked, the blocks of a damaged
+row are named and count as missing.
 """
 
 import contextlib
+import functools
 import hashlib
 import math
+import re
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxprune import validation
-from jaxprune.engine import keys
-from jaxprune.engine.packing import canonical, pack, read_json, unpack
+from jaxprune.engine import database, keys
+from jaxprune.engine.packing import (
+    FinishedBlock,
+    canonical,
+    compress,
+    decompress,
+    pack,
+    read_json,
+    unpack,
+)
 from jaxprune.engine.run import Run
 from jaxprune.engine.tally import Tally
 from jaxprune.types import BrokenInvariant
 
-FORMAT = 2
-_APPLICATION = 0x6A707275
-_MAX_VALUE = 2**24
+FORMAT = 3
+ROW_BYTES = 2**18
+"""Of tallies in one row, before they are compressed: some 80 blocks of one trial, 10 kB. A larger
+tally has a row of its own. A damaged row costs its blocks, a page is 4 kB, and DEFLATE looks back
+32 kB: larger rows would hardly be smaller together."""
+
+_ROWS_READ = 64  # that are kept in memory: those of merged parts alternate
 _SCHEMA = """
 CREATE TABLE about (id INTEGER PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT;
 CREATE TABLE cases (id INTEGER PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT;
-CREATE TABLE blocks (case_id INTEGER NOT NULL, block INTEGER NOT NULL, trials INTEGER NOT NULL,
- tally TEXT NOT NULL, device TEXT NOT NULL, seconds REAL NOT NULL, sha256 TEXT NOT NULL,
- PRIMARY KEY (case_id, block)) STRICT, WITHOUT ROWID;
+CREATE TABLE blocks (id INTEGER PRIMARY KEY, case_id INTEGER NOT NULL, ids TEXT NOT NULL,
+ data BLOB NOT NULL, sha256 TEXT NOT NULL) STRICT;
 CREATE TABLE errors (case_id INTEGER NOT NULL, device TEXT NOT NULL, error REAL NOT NULL,
  PRIMARY KEY (case_id, device)) STRICT, WITHOUT ROWID;
 CREATE TABLE audits (id TEXT PRIMARY KEY, time TEXT NOT NULL, blocks INTEGER NOT NULL,
@@ -55,7 +70,7 @@ class Store:
 
     Attributes:
       about: what the run is: plain data, fixed when it was made.
-      damaged: `(case, block)` of rows whose checksum or counts were wrong; they were dropped.
+      damaged: `(case, block)` of rows whose checksum or counts were wrong; the rows were dropped.
       path: of the file; None if the store is in memory.
     """
 
@@ -64,6 +79,10 @@ class Store:
         self.about: Mapping[str, Any] = {}
         self.damaged: list[tuple[int, int]] = []
         self._cases: dict[int, Mapping[str, Any]] = {}
+        # Of each case the row of each block, and the bytes of rows that have room for more.
+        self._places: dict[int, dict[int, int]] = {}
+        self._small: dict[int, dict[int, int]] = {}
+        self._in_row = functools.lru_cache(_ROWS_READ)(self._read_row)
 
     @classmethod
     def create(cls, path: Path | None, about: Mapping[str, Any]) -> "Store":
@@ -77,13 +96,13 @@ class Store:
           ValueError: the file exists, or another process is making it.
           OSError: it cannot be written.
         """
-        lock = _locked(path) if path else None
-        if path and cls.begun(path):
+        lock = database.locked(path) if path else None
+        if path and database.begun(path):
             lock.release()
             raise ValueError(f"run = {str(path)!r}: exists; a new path is needed")
-        store = cls(_connect(path), path, lock)
+        store = cls(database.connect(path), path, lock)
         # First, and in the file itself: `open` reads it there.
-        store._db.execute(f"PRAGMA application_id = {_APPLICATION}")
+        store._db.execute(f"PRAGMA application_id = {database.APPLICATION}")
         store._keep_log()
         with store._writing():
             for statement in _statements():
@@ -93,14 +112,7 @@ class Store:
         store.about = read_json(canonical(about))
         return store
 
-    @staticmethod
-    def begun(path: Path) -> bool:
-        """Whether there is a file, other than of a process killed before it wrote anything."""
-        if not path.exists():
-            return False
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "rw")) as db:
-            return db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,)
-        return True
+    begun = staticmethod(database.begun)
 
     @classmethod
     def open(cls, path: Path, *, write: bool = False) -> "Store":
@@ -116,15 +128,15 @@ class Store:
         """
         if not path.is_file():
             raise ValueError(f"run = {str(path)!r}: no such file")
-        with _refused(path):
-            _check_ours(path)  # before anything of another's file is changed
-        lock = _locked(path) if write else None
+        with database.refused(path):
+            database.check_ours(path)  # before anything of another's file is changed
+        lock = database.locked(path) if write else None
         store = None
         try:
-            with _refused(path):
+            with database.refused(path):
                 if not write:
-                    _recover(path)
-                store = cls(_connect(path, "rw" if write else "ro"), path, lock)
+                    database.recover(path)
+                store = cls(database.connect(path, "rw" if write else "ro"), path, lock)
                 if not write:
                     # One state of the file, whatever another process adds meanwhile.
                     store._db.execute("BEGIN")
@@ -142,8 +154,10 @@ class Store:
     def close(self) -> None:
         """Writes all to the one file, and lets other processes have it."""
         if self._lock:
-            # Without its log beside it, a file may be read from another host, or copied.
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error, OSError):
+                with self._writing():
+                    self._fold(self._small)
+                # Without its log beside it, a file may be read from another host, or copied.
                 self._db.execute("PRAGMA journal_mode = DELETE")
         self._db.close()
         if self._lock:
@@ -198,24 +212,81 @@ class Store:
           BrokenInvariant: the block is there, with other results.
           OSError: it cannot be written; what was there before still is.
         """
-        row = case, block, tally.trials, pack(tally).decode(), device, float(seconds)
+        new = FinishedBlock(block, tally.trials, device, float(seconds), pack(tally))
         with self._writing():
-            self._insert_block((*row, _sum(row)))
+            self._write(case, self._unknown(case, [new]))
+            full = sum(self._small.get(case, {}).values()) >= ROW_BYTES
+            self._fold(c for c in self._small if c != case or full)
 
     def blocks(self, case: int) -> list[int]:
         """Ids of the blocks that are there, rising."""
-        rows = self._db.execute("SELECT block FROM blocks WHERE case_id=? ORDER BY block", (case,))
-        return [block for (block,) in rows]
+        return sorted(self._places.get(case, ()))
 
-    def _insert_block(self, row):
-        case, block, _, packed, *_ = row
-        new = self._db.execute("INSERT OR IGNORE INTO blocks VALUES (?,?,?,?,?,?,?)", row)
-        if not new.rowcount and self._packed(case, block) != packed:
-            raise BrokenInvariant(f"case {case}, block {block}: another result than before")
+    def _finished(self, case: int, block: int) -> FinishedBlock:
+        return self._in_row(self._places[case][block])[block]
 
-    def _packed(self, case, block):
-        where = "SELECT tally FROM blocks WHERE case_id=? AND block=?"
-        return self._db.execute(where, (case, block)).fetchone()[0]
+    def _each(self, case: int) -> Iterator[FinishedBlock]:
+        return (self._finished(case, block) for block in self.blocks(case))
+
+    def _read_row(self, id: int) -> dict[int, FinishedBlock]:
+        (data,) = self._db.execute("SELECT data FROM blocks WHERE id=?", (id,)).fetchone()
+        return {block.block: block for block in decompress(data)}
+
+    def _unknown(self, case: int, blocks: Iterable[FinishedBlock]) -> Iterator[FinishedBlock]:
+        """Those that are not there yet; one that is must have the same tally."""
+        for new in blocks:
+            if new.block not in self._places.get(case, ()):
+                yield new
+            elif self._finished(case, new.block).tally != new.tally:
+                raise BrokenInvariant(f"case {case}, block {new.block}: another result than before")
+
+    # Within a transaction:
+
+    def _write(self, case: int, blocks: Iterable[FinishedBlock]) -> None:
+        """Adds blocks, as many to a row as it may have."""
+        row, size = [], 0
+        for block in blocks:
+            if row and size + len(block.tally) > ROW_BYTES:
+                self._write_row(case, row, size)
+                row, size = [], 0
+            row.append(block)
+            size += len(block.tally)
+        if row:
+            self._write_row(case, row, size)
+
+    def _write_row(self, case, row, size):
+        try:
+            values = case, _ids(row), compress(row)
+        except ValueError as error:
+            raise OSError(0, str(error), str(self.path)) from None
+        insert = "INSERT INTO blocks (case_id, ids, data, sha256) VALUES (?,?,?,?)"
+        id = self._db.execute(insert, (*values, _row_sum(*values))).lastrowid
+        self._place(case, id, [block.block for block in row], size)
+
+    def _place(self, case, id, blocks, size):
+        self._places.setdefault(case, {}).update(dict.fromkeys(blocks, id))
+        if size <= ROW_BYTES // 2:
+            self._small.setdefault(case, {})[id] = size
+
+    def _fold(self, cases: Iterable[int]) -> None:
+        """One row of all small ones of a case."""
+        for case in list(cases):
+            if len(self._small[case]) > 1:
+                self._rewrite(case, list(self._small[case]))
+
+    def _remove(self, case: int, blocks: Collection[int]) -> None:
+        self._rewrite(case, {self._places[case][block] for block in blocks}, without=blocks)
+
+    def _rewrite(self, case, rows, without=()):
+        """Writes the blocks of some rows anew."""
+        found = {b: block for id in rows for b, block in self._in_row(id).items()}
+        for id in rows:
+            self._db.execute("DELETE FROM blocks WHERE id=?", (id,))
+            self._small.get(case, {}).pop(id, None)
+        for block in found:
+            del self._places[case][block]
+        self._in_row.cache_clear()  # a new row may have the id of an old one
+        self._write(case, (found[block] for block in sorted(found) if block not in without))
 
     def amend(self, **changed: Any) -> None:
         """Says something else of the run."""
@@ -242,11 +313,13 @@ class Store:
                 self._insert("cases", case, noted)
             for row in other._db.execute("SELECT * FROM voided"):
                 self._db.execute("INSERT OR IGNORE INTO voided VALUES (?)", row)
-            self._db.execute("DELETE FROM blocks WHERE sha256 IN (SELECT sha256 FROM voided)")
             voided = {sha256 for (sha256,) in self._db.execute("SELECT sha256 FROM voided")}
-            for row in other._db.execute("SELECT * FROM blocks"):
-                if row[-1] not in voided:
-                    self._insert_block(row)
+            is_void = lambda case, block: bool(voided) and _block_sum(case, block) in voided
+            for case in list(self._places):
+                self._remove(case, {b.block for b in self._each(case) if is_void(case, b)})
+            for case in other.cases:
+                theirs = (block for block in other._each(case) if not is_void(case, block))
+                self._write(case, self._unknown(case, theirs))
             for row in other._db.execute("SELECT * FROM errors"):
                 self._db.execute(_NOTE_ERROR, row)
             for row in other._db.execute("SELECT * FROM audits"):
@@ -255,17 +328,13 @@ class Store:
 
     def get(self, case: int, block: int) -> Tally:
         """A block that is there."""
-        return unpack(self._packed(case, block), self.empty(case))
+        return unpack(self._finished(case, block).tally, self.empty(case))
 
     def rows(self, case: int) -> Iterator[tuple[int, Tally, str, float]]:
         """Block, tally, device and seconds of each block that is there, in the order of ids."""
         empty = self.empty(case)
-        rows = self._db.execute(
-            "SELECT block, tally, device, seconds FROM blocks WHERE case_id=? ORDER BY block",
-            (case,),
-        )
-        for block, packed, device, seconds in rows:
-            yield block, unpack(packed, empty), device, seconds
+        for block in self._each(case):
+            yield block.block, unpack(block.tally, empty), block.device, block.seconds
 
     def empty(self, case: int) -> Tally:
         """The tally of no block of a case that was begun."""
@@ -284,16 +353,20 @@ class Store:
 
     def seconds(self, case: int) -> float:
         """Spent on a case's blocks."""
-        query = "SELECT coalesce(sum(seconds), 0.0) FROM blocks WHERE case_id=?"
-        return self._db.execute(query, (case,)).fetchone()[0]
+        return math.fsum(block.seconds for block in self._each(case))
 
     def void(self, device: str, failure: str) -> int:
         """Drops all blocks of a device, for what an audit found; returns how many."""
+        dropped = 0
         with self._writing():
             self._note_audit(0, failure)
-            dropped = "INSERT OR IGNORE INTO voided SELECT sha256 FROM blocks WHERE device=?"
-            self._db.execute(dropped, (device,))
-            return self._db.execute("DELETE FROM blocks WHERE device=?", (device,)).rowcount
+            for case in list(self._places):
+                bad = [block for block in self._each(case) if block.device == device]
+                sums = [(_block_sum(case, block),) for block in bad]
+                self._db.executemany("INSERT OR IGNORE INTO voided VALUES (?)", sums)
+                self._remove(case, {block.block for block in bad})
+                dropped += len(bad)
+        return dropped
 
     def note_error(self, case: int, device: str, error: float) -> None:
         """Keeps what float32 costs a case's distances on a device, see `engine.float32_error`."""
@@ -307,11 +380,8 @@ class Store:
 
     def float32_error(self, case: int) -> float | None:
         """The largest error of a device that ran a block of the case; None if none is noted."""
-        query = (
-            "SELECT max(error) FROM errors WHERE case_id=?1 "
-            "AND device IN (SELECT device FROM blocks WHERE case_id=?1)"
-        )
-        return self._db.execute(query, (case,)).fetchone()[0]
+        devices, errors = {block.device for block in self._each(case)}, self.errors(case)
+        return max((errors[d] for d in devices if d in errors), default=None)
 
     # --- audits
 
@@ -365,8 +435,12 @@ class Store:
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield
-        except sqlite3.Error as error:
-            raise OSError(0, str(error), str(self.path)) from None
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._find_blocks()  # as they were before
+            if isinstance(error, sqlite3.Error):
+                raise OSError(0, str(error), str(self.path)) from None
+            raise
 
     def _insert(self, table: str, id: int, value: Any) -> None:
         row = id, canonical(value).decode()
@@ -400,21 +474,44 @@ class Store:
             if not sound or not 0 <= blocks < 2**32 or answered not in (0, 1):
                 raise ValueError("damaged: audits")
         self._cases = {id: _checked_case(id, noted) for id, noted in self._records("cases").items()}
-        for *row, checksum in self._db.execute("SELECT * FROM blocks"):
-            case, block = row[:2]
-            if not _all(int, case, block):
+        damaged = []
+        for id, *row, checksum in self._db.execute("SELECT * FROM blocks"):
+            case, ids = row[:2]
+            named = re.findall(r"\d{1,15}", ids[:ROW_BYTES]) if _all(str, ids) else ()
+            if not _all(int, case) or not named:
                 raise ValueError("damaged: blocks")
             try:
-                sound = checksum == _sum(row) and self._is_block(*row)
+                sound = checksum == _row_sum(*row) and self._read_blocks(id, *row)
             except (ValueError, KeyError, TypeError):
                 sound = False
             if not sound:
-                self.damaged.append((case, block))
-        if self.damaged:
-            self._drop(self.damaged)
+                damaged.append((id,))
+                self.damaged += [(case, int(block)) for block in named]
+        if damaged and self._lock:
+            with self._writing():
+                self._db.executemany("DELETE FROM blocks WHERE id=?", damaged)
 
-    def _is_block(self, case, block, trials, packed, device, seconds):
-        if not (_all(int, trials) and _all(str, packed, device) and _all(float, seconds)):
+    def _read_blocks(self, id, case, ids, data):
+        """Finds the blocks of a row, all of them or, if one is not sound, none."""
+        blocks = decompress(data)
+        if ids != _ids(blocks) or not all(self._is_block(case, *block) for block in blocks):
+            return False
+        found, there = {block.block for block in blocks}, self._places.get(case, {})
+        if len(found) < len(blocks) or found & there.keys():
+            return False
+        self._place(case, id, [b.block for b in blocks], sum(len(b.tally) for b in blocks))
+        return True
+
+    def _find_blocks(self):
+        """Of a file whose rows are sound."""
+        self._places, self._small = {}, {}
+        self._in_row.cache_clear()
+        for id, case, data in self._db.execute("SELECT id, case_id, data FROM blocks"):
+            blocks = decompress(data)
+            self._place(case, id, [b.block for b in blocks], sum(len(b.tally) for b in blocks))
+
+    def _is_block(self, case, block, trials, device, seconds, packed):
+        if not (_all(int, block, trials) and _all(str, device) and _all(float, seconds)):
             return False
         noted = self._cases[case]
         first = block * noted["block"]
@@ -423,24 +520,6 @@ class Store:
         ids = range(first, min(first + noted["block"], noted["trials"]))
         tally = unpack(packed, self.empty(case))
         return tally.trials == trials == len(ids) and all(id in ids for _, id in tally.worst)
-
-    def _drop(self, blocks):
-        """From the file or, where it is only read, from a copy in memory."""
-        if not self._lock:
-            copy = _connect(None)
-            self._db.backup(copy)
-            self._db.close()
-            self._db = copy
-        delete = "DELETE FROM {} WHERE case_id=? AND block=?"
-        with self._writing():
-            if self._db.executemany(delete.format("blocks"), blocks).rowcount >= len(blocks):
-                return
-            # A damaged key is out of its order, where no search finds it.
-            self._db.execute("CREATE TEMP TABLE sound AS SELECT * FROM blocks")
-            self._db.executemany(delete.format("sound"), blocks)
-            self._db.execute("DELETE FROM blocks")
-            self._db.execute("INSERT INTO blocks SELECT * FROM sound")
-            self._db.execute("DROP TABLE sound")
 
     def _records(self, table: str) -> dict[int, Any]:
         found = {}
@@ -486,53 +565,17 @@ def _sum(row: Sequence[Any]) -> str:
     return hashlib.sha256(canonical(row)).hexdigest()
 
 
-def _locked(path):
-    """A lock that the system takes back when the process ends, however it ends."""
-    import filelock  # not before a run is kept: importing the package stays light
-
-    lock = filelock.FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise ValueError(f"run = {str(path)!r}: another process is at work on it") from None
-    return lock
+def _ids(row: Sequence[FinishedBlock]) -> str:
+    return canonical([block.block for block in row]).decode()
 
 
-def _connect(path, mode="rwc"):
-    if path is None:
-        return sqlite3.connect(":memory:", isolation_level=None)
-    uri = f"{path.resolve().as_uri()}?mode={mode}"
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
-    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
-    db.execute("PRAGMA trusted_schema = OFF")
-    db.execute("PRAGMA cell_size_check = ON")
-    # A damaged text is one of another checksum.
-    db.text_factory = lambda text: text.decode("utf-8", "replace")
-    return db
+def _row_sum(case: int, ids: str, data: bytes) -> str:
+    return hashlib.sha256(canonical([case, ids]) + data).hexdigest()
 
 
-def _check_ours(path):
-    """By the file's own header: SQLite might recover, and so change, what it opens."""
-    with path.open("rb") as file:
-        header = file.read(100)
-    if header[:15] != b"SQLite format 3" or header[68:72] != _APPLICATION.to_bytes(4, "big"):
-        raise ValueError("no run of jaxprune")
-
-
-def _recover(path):
-    """Undoes what a process was at when it was killed, which who only reads cannot."""
-    if path.with_name(path.name + "-journal").exists():
-        with contextlib.closing(_connect(path, "rw")) as db:
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+def _block_sum(case: int, block: FinishedBlock) -> str:
+    return hashlib.sha256(canonical([case, *block[:-1]]) + block.tally).hexdigest()
 
 
 def _all(kind, *values):
     return all(type(value) is kind for value in values)
-
-
-@contextlib.contextmanager
-def _refused(path):
-    try:
-        yield
-    except (sqlite3.Error, OSError, ValueError) as error:
-        raise ValueError(f"run = {str(path)!r}: no run, or damaged: {error}") from None
