@@ -10,11 +10,18 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from cell_keys import CELL_KEYS
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def in_tiers(paths, ci):
+    """What takes more than two seconds of processor time is read in `-m ci` only."""
+    marks = {True: [pytest.mark.ci], False: []}
+    return [pytest.param(path, id=path.stem, marks=marks[path.stem in ci]) for path in paths]
 
 
 def blocks(language, path="README.md"):
@@ -28,6 +35,7 @@ def test_the_readme_s_python_prints_what_it_says(capsys):
     assert capsys.readouterr().out in blocks("")
 
 
+@pytest.mark.ci
 def test_the_models_readme_prints_what_it_says(capsys):
     path, names = "jaxprune/models/README.md", {}
     first, five, ball = blocks("python", path)
@@ -43,7 +51,7 @@ def test_the_site_s_own_pages_are_found():
     assert {page.stem for page in PAGES} >= {"concepts", "statistics", "performance", "faq"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", in_tiers(PAGES, ci={"faq"}))
 def test_the_site_s_python_prints_what_it_says(page, capsys):
     """Each block of Python, in order, in one session; an output follows the code that prints it."""
     text, names = page.read_text("utf-8"), {}
@@ -137,8 +145,6 @@ def test_the_readme_s_plan_is_one():
 
 
 def test_every_key_of_a_cell_is_described():
-    from test_verify import CELL_KEYS
-
     text = (ROOT / "jaxprune" / "studies" / "README.md").read_text()
     for key in CELL_KEYS:
         short = key.removeprefix("mean_squared_gap").lstrip("_")

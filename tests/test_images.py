@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 from scipy import integrate, stats
+from tiers import grid
 
 from jaxprune import activations, bounds, laws, networks, pruning
 from jaxprune.bounds.ball_images import REMOVED
@@ -144,8 +145,9 @@ def test_width_of_slopes_times_a_set(least):
     assert widths.mean() - error <= width + spare
 
 
-@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
-@pytest.mark.parametrize("method", ["random", "magnitude"])
+@pytest.mark.parametrize(
+    "law, method", grid([NORMAL, UNIFORM], ["random", "magnitude"], every=3), ids=str
+)
 def test_mean_width_of_the_removed_part_s_image(law, method):
     """With the identity it is E ||W₁ᵀ Pᵀ g|| <= std(W₁) √d₀ E ||P||_F, here computed."""
     rng = np.random.default_rng(2)
@@ -188,8 +190,9 @@ def test_moments_of_row_sums_against_enumeration(family, density):
         assert found == pytest.approx(math.log(exact), abs=1e-10)
 
 
-@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
-@pytest.mark.parametrize("method", ["random", "magnitude"])
+@pytest.mark.parametrize(
+    "law, method", grid([NORMAL, UNIFORM], ["random", "magnitude"], every=3), ids=str
+)
 def test_the_removed_part_against_one_sign(law, method):
     """`E ||P |g|||` of simulated removed parts exceeds its bound no more often than delta."""
     rng = np.random.default_rng(3)
@@ -234,16 +237,27 @@ def test_gordons_comparison_of_a_removed_part_s_image(name):
 # The theorem
 
 
-@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
-@pytest.mark.parametrize("name", ["relu", "leaky_relu(0.3)", "tanh"])
+NAMES = ["relu", "leaky_relu(0.3)", "tanh"]
+
+
 @pytest.mark.parametrize(
-    "width, depth, trials",
-    [(16, 6, 20), (64, 6, 8), (256, 3, 3),
-     pytest.param(16, 30, 20, marks=pytest.mark.slow),
-     pytest.param(256, 30, 4, marks=pytest.mark.slow),
-     pytest.param(2048, 8, 2, marks=pytest.mark.slow)],
-)  # fmt: skip
-def test_radii_against_ascent(law, name, width, depth, trials):
+    "law, name, size",
+    grid([NORMAL, UNIFORM], NAMES, [(16, 6, 20), (64, 6, 8), (256, 3, 3)], every=5),
+    ids=str,
+)
+def test_radii_against_ascent(law, name, size):
+    check_radii(law, name, *size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(16, 30, 20), (256, 30, 4), (2048, 8, 2)], ids=str)
+def test_radii_against_ascent_at_large_sizes(law, name, size):
+    check_radii(law, name, *size)
+
+
+def check_radii(law, name, width, depth, trials):
     activation = activations.leaky_relu(0.3) if "leaky" in name else getattr(activations, name)
     network = networks.dense((width,) * (depth + 2), activation)
     removed = [0] * depth + [width]  # the last layer, so that all radii are needed
@@ -260,14 +274,16 @@ def test_radii_against_ascent(law, name, width, depth, trials):
     assert np.median(ratios, axis=0)[0] > 0.4  # of use, not only true
 
 
-@pytest.mark.parametrize("law", [NORMAL, UNIFORM], ids=str)
-@pytest.mark.parametrize("method", ["random", "magnitude"])
-@pytest.mark.parametrize("name", ["relu", "tanh", "identity"])
+PRUNED = [((32, 32, 32, 32), (1,)), ((24, 40, 16, 8), (0, 1, 2)), ((20, 20, 20, 20, 20), (1, 2))]
+
+
 @pytest.mark.parametrize(
-    "widths, pruned",
-    [((32, 32, 32, 32), (1,)), ((24, 40, 16, 8), (0, 1, 2)), ((20, 20, 20, 20, 20), (1, 2))],
+    "law, method, name, case",
+    grid([NORMAL, UNIFORM], ["random", "magnitude"], ["relu", "tanh", "identity"], PRUNED, every=7),
+    ids=str,
 )
-def test_certificates_against_ascent(law, method, name, widths, pruned):
+def test_certificates_against_ascent(law, method, name, case):
+    widths, pruned = case
     delta, trials = 0.2, 15
     network = networks.dense(widths, getattr(activations, name))
     removed = [c // 8 if i in pruned else 0 for i, c in enumerate(network.weight_counts)]
@@ -282,6 +298,7 @@ def test_certificates_against_ascent(law, method, name, widths, pruned):
     assert np.median(found) > 0.01 * eps
 
 
+@pytest.mark.ci
 def test_deep_networks_are_bounded_by_their_images():
     """At depth 30 the product of norms has 2^30; the images' radii grow like the depth."""
     network = networks.dense((512,) * 31)
@@ -295,9 +312,12 @@ def test_deep_networks_are_bounded_by_their_images():
                           delta=0.01) == images  # fmt: skip
 
 
-@pytest.mark.parametrize("method", pruning.METHODS)
-@pytest.mark.parametrize("pruned", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
-def test_shares_add_up_and_each_event_is_stated(method, pruned):
+@pytest.mark.parametrize(
+    "pruned, method",
+    grid([(0,), (1,), (2,), (0, 2), (0, 1, 2)], pruning.METHODS, every=4),
+    ids=str,
+)
+def test_shares_add_up_and_each_event_is_stated(pruned, method):
     network = networks.dense((16, 24, 20, 10))
     removed = [40 if i in pruned else 0 for i in range(3)]
     certificate = certify_by_images(network, UNIFORM, method, removed, 0.1)

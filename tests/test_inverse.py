@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from tiers import grid
 
 from jaxprune import laws, networks, pruning
 from jaxprune.bounds import (
@@ -22,6 +23,7 @@ from jaxprune.bounds import (
 
 LAW, DELTA = laws.uniform(6**0.5), 0.1
 METHODS = [pruning.magnitude, pruning.random]
+RANDOM_FIRST = [pruning.random, pytest.param(pruning.magnitude, marks=pytest.mark.ci)]
 NETWORK = networks.dense((6, 5, 5, 4))
 
 
@@ -58,18 +60,21 @@ def test_searches_against_scans():
     assert list(search.doubling(3, 20)) == [3, 6, 12, 20]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_least_width_against_a_scan(method):
+@pytest.mark.parametrize(
+    "most, method", grid([10, 16], [pruning.random, pruning.magnitude], every=4), ids=str
+)
+def test_least_width_against_a_scan(most, method):
     amount = pruning.Sublinear(0.5)
-    eps = certify(square(8), LAW, method, amount, delta=DELTA).eps
-    gaps = {d: certify(square(d), LAW, method, amount, delta=DELTA).eps for d in range(2, 17)}
+    eps = certify(square(most // 2), LAW, method, amount, delta=DELTA).eps
+    widths = range(2, most + 1)
+    gaps = {d: certify(square(d), LAW, method, amount, delta=DELTA).eps for d in widths}
     first = min(d for d, gap in gaps.items() if gap <= eps)
-    found = least_width(square, LAW, method, amount, eps=eps, delta=DELTA, widths=(2, 16))
+    found = least_width(square, LAW, method, amount, eps=eps, delta=DELTA, widths=(2, most))
     assert found.eps == gaps[found.width] <= eps
     assert found.below is None or found.below == gaps[found.width - 1] > eps
     if (
         all(gaps[d] > eps for d in range(2, first))
-        and max(gaps[d] for d in range(first, 17)) <= eps
+        and max(gaps[d] for d in range(first, most + 1)) <= eps
     ):
         assert found.width == first
     assert dict(found.probes).items() <= gaps.items()
@@ -87,14 +92,19 @@ def test_least_width_that_there_is_not():
             least_width(*arguments, **{"eps": 1.0} | change)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_largest_sparsity_against_a_scan(method):
-    size = NETWORK.weight_counts[1]
+SMALL = networks.dense((5, 4, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "network, method", grid([SMALL, NETWORK], [pruning.random, pruning.magnitude], every=4), ids=str
+)
+def test_largest_sparsity_against_a_scan(network, method):
+    size = network.weight_counts[1]
     gaps = [0.0] + [
-        certify(NETWORK, LAW, method, pruning.Count(k), delta=DELTA).eps for k in range(1, size + 1)
+        certify(network, LAW, method, pruning.Count(k), delta=DELTA).eps for k in range(1, size + 1)
     ]
     for eps in (gaps[3], gaps[size // 2], 1.001 * max(gaps)):
-        found = largest_sparsity(NETWORK, LAW, method, eps=eps, delta=DELTA)
+        found = largest_sparsity(network, LAW, method, eps=eps, delta=DELTA)
         k = round(found.sparsity * size)
         assert found.removed == {"dense2": k} and found.eps == pytest.approx(gaps[k])
         assert found.eps <= eps
@@ -102,12 +112,16 @@ def test_largest_sparsity_against_a_scan(method):
             assert found.above == pytest.approx(gaps[k + 1]) and found.above > eps
         else:
             assert found.above is None
-    assert largest_sparsity(NETWORK, LAW, method, eps=gaps[1] / 2, delta=DELTA).sparsity == 0
+    assert largest_sparsity(network, LAW, method, eps=gaps[1] / 2, delta=DELTA).sparsity == 0
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_amounts_by_layer_are_certified_and_cannot_grow(method):
-    network = networks.dense((4, 4, 3))
+@pytest.mark.parametrize(
+    "widths, method",
+    grid([(3, 3, 2), (4, 4, 3)], [pruning.random, pruning.magnitude], every=4),
+    ids=str,
+)
+def test_amounts_by_layer_are_certified_and_cannot_grow(widths, method):
+    network = networks.dense(widths)
     eps = certify(network, LAW, method, pruning.Fraction(0.1), layers="all", delta=DELTA).eps
     found = largest_amounts(network, LAW, method, eps=eps, delta=DELTA, layers="all")
     gap = lambda amounts: certify(network, LAW, method, amounts, delta=DELTA).eps
@@ -154,7 +168,7 @@ def test_typical_amounts_against_every_pair_of_counts(method):
             assert max(more) > 12 or gaps[more] > eps * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", RANDOM_FIRST, ids=str)
 def test_least_delta_is_certified_and_least(method):
     amount = pruning.Sublinear(0.25)
     for delta in (0.3, 1e-3, 1e-40):

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from cell_keys import CELL_KEYS
 from scipy import stats
 
 from jaxprune import cli
@@ -63,29 +64,6 @@ trials = 24
 """
 
 FILES = {"result.json", "report.html", "run.db", "run.db.lock"}
-CELL_KEYS = {
-    *("case", "float32_error"),
-    *("experiment", "network", "law", "training", "pruning", "amount", "layers", "widths"),
-    *("sparsity", "domain", "eps", "eps_source", "delta", "confidence", "trials", "budget"),
-    *("close", "between", "far", "nonfinite", "p_low", "p_high", "p_value_holds"),
-    *(
-        "p_value_violated",
-        "verdict",
-        "by_theorem",
-        "accuracy_change_limits",
-        "mean_capped_gap_limits",
-        "smallest_eps",
-        "survival",
-        "gap_quantile_limits",
-        "certified_eps",
-        "gap_lower_quantiles",
-    ),
-    *("gap_upper_quantiles", "sampled_gap_quantiles", "mean_squared_gap"),
-    *("mean_squared_gap_standard_error", "mean_squared_gap_infinite_width"),
-    *("mean_distance", "mean_distance_standard_error"),
-    *("mean_distance_quantiles", "relative_distance_quantiles"),
-    *("accuracy_target", "accuracy_pruned", "accuracy_change", "worst_trials", "block", "seconds"),
-}
 
 
 @pytest.fixture(scope="module")
