@@ -36,8 +36,12 @@ ACTIVATIONS = [
 
 jitted_difference = jax.jit(gaps.difference, static_argnums=0)
 jitted_lengths = jax.jit(lengths)
-measure_ball = jax.jit(gaps.measure_ball, static_argnums=(0, 2))
+jitted_measure_ball = jax.jit(gaps.measure_ball, static_argnums=(0, 2))
 jitted_norm_bound = jax.jit(gaps.norm_bound, static_argnums=0)
+
+
+def measure_ball(*arguments):
+    return jax.tree.map(np.asarray, jitted_measure_ball(*arguments))
 
 
 def norm_bound(layer, w):
@@ -55,11 +59,9 @@ NETWORKS = {
     "conv valid": networks.convolutional((2, 3, 4), 7, padding="VALID", strides=(2, 1)),
     "conv circular": networks.convolutional((2, 3, 3), 6, padding="CIRCULAR"),
     "conv readout": networks.convolutional((1, 3, 4), 6, strides=(2, 1), outputs=5),
+    "shallow": networks.dense((6, 9, 5)),
+    "shallow readout": networks.convolutional((2, 3), 5, strides=2, outputs=4),
 }
-
-
-EVERY_RUN = ("dense", "conv readout")
-"""Of these the default tier has what the ci tier has of all."""
 
 
 def with_activation(name, activation):
@@ -70,14 +72,15 @@ def with_activation(name, activation):
 @pytest.mark.parametrize(
     ("name", "activation"),
     [
+        ("dense", activations.relu),
+        ("dense", activations.tanh),
+        ("shallow readout", activations.relu),
         *(
-            pytest.param(name, activations.relu, marks=[] if name in EVERY_RUN else ci)
-            for name in NETWORKS
+            pytest.param(name, activations.relu, marks=ci)
+            for name in ("one layer", "conv same", "conv valid", "conv circular", "conv readout")
         ),
-        *(
-            pytest.param("dense", activation, marks=[] if activation.name == "tanh" else ci)
-            for activation in ACTIVATIONS[1:]
-        ),
+        pytest.param("dense", activations.leaky_relu(0.2), marks=ci),
+        pytest.param("dense", activations.identity, marks=ci),
     ],
     ids=str,
 )
@@ -145,8 +148,11 @@ def test_pairs_of_one_batch_are_evaluated_each_as_it_needs():
 
 @pytest.mark.parametrize(
     "widths",
-    [(16,) * 4, pytest.param((64, 64, 64, 16), marks=ci), pytest.param((32,) * 9, marks=ci)],
-    ids=str,
+    [
+        pytest.param((16,) * 4, id="16-16-16-16", marks=ci),
+        pytest.param((64, 64, 64, 16), id="64-64-64-16"),
+        pytest.param((32,) * 9, id="nine of 32", marks=ci),
+    ],
 )
 def test_outputs_are_subtracted_only_where_that_keeps_the_digits(widths):
     """Gaps about and above the share from which on it is done, against float64."""
@@ -343,9 +349,13 @@ def measured(name, activation=activations.relu):
 
 
 BATCHES = [
-    *((name, activations.relu) for name in EVERY_RUN),
-    *(pytest.param(name, activations.relu, marks=ci) for name in NETWORKS if name not in EVERY_RUN),
-    *(pytest.param("conv readout", activation, marks=ci) for activation in ACTIVATIONS[1:]),
+    ("shallow", activations.tanh),
+    ("shallow readout", activations.relu),
+    *(
+        pytest.param(name, activations.relu, marks=ci)
+        for name in ("dense", "one layer", "conv same", "conv valid", "conv circular")
+    ),
+    *(pytest.param("conv readout", activation, marks=ci) for activation in ACTIVATIONS),
     pytest.param("dense", activations.tanh, marks=ci),
 ]
 
