@@ -21,7 +21,7 @@ import jaxprune as jp
 from jaxprune import activations, gaps, laws, networks, pruning
 from jaxprune.engine.tally import GUARD
 from jaxprune.gaps import UnitBall
-from jaxprune.gaps.difference import evaluate, evaluate_typical
+from jaxprune.gaps.difference import FAR, evaluate, evaluate_typical
 from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.networks import Conv, Dense
 
@@ -149,8 +149,8 @@ def test_pairs_of_one_batch_are_evaluated_each_as_it_needs():
 @pytest.mark.parametrize(
     "widths",
     [
-        pytest.param((16,) * 4, id="16-16-16-16", marks=ci),
-        pytest.param((64, 64, 64, 16), id="64-64-64-16"),
+        pytest.param((16,) * 4, id="16-16-16-16"),
+        pytest.param((64, 64, 64, 16), id="64-64-64-16", marks=ci),
         pytest.param((32,) * 9, id="nine of 32", marks=ci),
     ],
 )
@@ -162,8 +162,8 @@ def test_outputs_are_subtracted_only_where_that_keeps_the_digits(widths):
 
     @jax.jit
     def at(params, removed):
-        _, d = evaluate_typical(network, params, removed, x)
-        return d, evaluate(network, params, removed, x)[1], lengths(d)
+        outputs, d = evaluate_typical(network, params, removed, x)
+        return d, evaluate(network, params, removed, x)[1], lengths(d), lengths(outputs)
 
     for q in np.geomspace(0.003, 0.1, 60):
         params = tuple(
@@ -172,8 +172,10 @@ def test_outputs_are_subtracted_only_where_that_keeps_the_digits(widths):
         )
         masks = tuple(rng.random(shape) >= q for shape in network.weight_shapes)
         removed = removed_part(params, masks)
-        d, carried, found = map(np.asarray, at(params, removed))
-        subtracted += bool((d != carried).any())
+        d, carried, found, sizes = map(np.asarray, at(params, removed))
+        if (d != carried).any():
+            subtracted += 1
+            assert found.max() > FAR * (1 - 1e-5) * sizes.max()
         gap = np.linalg.norm(difference64(network, params, removed, x.T), axis=1).max()
         worst = max(worst, abs(float(found.max()) - gap) / gap if gap else 0.0)
     assert 10 <= subtracted < 60 and worst <= GUARD / 10
@@ -355,7 +357,8 @@ BATCHES = [
         pytest.param(name, activations.relu, marks=ci)
         for name in ("dense", "one layer", "conv same", "conv valid", "conv circular")
     ),
-    *(pytest.param("conv readout", activation, marks=ci) for activation in ACTIVATIONS),
+    pytest.param("conv readout", activations.relu, marks=ci),
+    *(pytest.param("shallow readout", activation, marks=ci) for activation in ACTIVATIONS[1:]),
     pytest.param("dense", activations.tanh, marks=ci),
 ]
 

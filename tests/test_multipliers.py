@@ -231,7 +231,7 @@ def test_small_bounds_against_numpy():
     ("c", "which"), [(0.0, "all"), (0.0, "middle"), (0.0, "dense1"), (0.2, "all")]
 )
 def test_bound_against_numpy(c, which):
-    network = networks.dense((20, 30, 25, 30, 10), activations.leaky_relu(c))
+    network = networks.dense((20, 40, 30, 10), activations.leaky_relu(c))
     params, removed = removal(network, 0, q=0.1, which=which)
     pruned = [i for i, p in enumerate(removed) if p is not None]
     expected = reference(*explicit(network, params, removed), pruned, c)
@@ -444,28 +444,42 @@ SCALES = {
 }
 
 
-@pytest.mark.parametrize("which", ["first", pytest.param("last", marks=ci)])
-def test_products_that_leave_float64_on_the_way(which):
-    """Chains of one neuron: the gap is the product, in exact arithmetic."""
-    network = networks.dense((1,) * 19)
+def chains(which):
+    """Chains of one neuron as one batch of pairs, and their gaps in exact arithmetic."""
+    columns = np.array([[1.0] * (18 - len(scales)) + scales for scales in SCALES.values()])
+    params = tuple(columns.astype(np.float32).T[:, :, None, None])
     pruned = 0 if which == "first" else 17
-    chains = [[1.0] * (18 - len(scales)) + scales for scales in SCALES.values()]
-    params = tuple(
-        np.array(column, np.float32).reshape(-1, 1, 1) for column in zip(*chains, strict=True)
-    )
     removed = tuple(w if i == pruned else None for i, w in enumerate(params))
+    return params, removed, [math.prod(map(Fraction, scales)) for scales in SCALES.values()]
 
-    @jax.jit
-    @jax.vmap
-    def both(params, removed):
-        terms = telescoping_terms(network, params, removed)
-        return gaps.multiplier_bound(network, params, removed), terms[0]
 
-    for bounds in both(params, removed):
-        for scales, bound in zip(chains, np.asarray(bounds).tolist(), strict=True):
-            exact = math.prod(map(Fraction, scales))
-            assert Fraction(bound) >= exact
-            assert bound <= 1.02 * float(exact) + 2.0**-125
+def assert_tight(bounds, exact):
+    for bound, product in zip(np.asarray(bounds).tolist(), exact, strict=True):
+        assert Fraction(bound) >= product
+        assert bound <= 1.02 * float(product) + 2.0**-125
+
+
+@pytest.mark.parametrize(
+    ("activation", "which"),
+    [
+        (activations.identity, "first"),
+        pytest.param(activations.identity, "last", marks=ci),
+        pytest.param(activations.relu, "first", marks=ci),
+        pytest.param(activations.relu, "last", marks=ci),
+    ],
+    ids=str,
+)
+def test_products_that_leave_float64_on_the_way(activation, which):
+    params, removed, exact = chains(which)
+    assert_tight(bounds_of(networks.dense((1,) * 19, activation), params, removed), exact)
+
+
+@ci
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_products_of_norms_that_leave_float64_on_the_way(which):
+    params, removed, exact = chains(which)
+    terms = jax.vmap(functools.partial(telescoping_terms, networks.dense((1,) * 19)))
+    assert_tight(np.asarray(jax.jit(terms)(params, removed))[:, 0], exact)
 
 
 @ci
