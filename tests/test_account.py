@@ -3,6 +3,7 @@
 Nothing here is left to chance: seeds are fixed, and every assertion is a theorem for each of them.
 """
 
+import functools
 import itertools
 import math
 
@@ -10,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_gaps import forward64, matrix, pair
-from test_intervals import difference64
+from oracles import difference64, explicit, forward64, on_sphere, removal
 
 import jaxprune as jp
 from jaxprune import activations, engine, gaps, inputs, laws, networks, pruning
 from jaxprune.engine.trial import draw_pair
-from jaxprune.gaps import LinfBall, UnitBall
+from jaxprune.gaps import Account, LinfBall, UnitBall
 from jaxprune.pruning import Fraction
 
 LAW = laws.uniform(math.sqrt(6))
@@ -25,31 +25,34 @@ account = jax.jit(gaps.layer_account, static_argnums=(0, 4))
 telescoping_terms = jax.jit(gaps.telescoping_terms, static_argnums=0)
 
 
-def explicit(network, params, removed):
-    """Target's and pruned network's layers as float64 matrices."""
-    kept = [w if p is None else w - p for w, p in zip(params, removed, strict=True)]
-    return tuple(
-        [matrix(layer, w) for layer, w in zip(network.layers, ws, strict=True)]
-        for ws in (params, kept)
-    )
+FOUR = networks.dense((6, 9, 7, 8, 5), activations.erf)
+SWITCHED = (0, 2, 3)
+ORDER = (3, 0, 2)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=str)
-@pytest.mark.parametrize(
-    "network",
-    [
-        networks.dense((6, 9, 7, 5), activations.tanh),
-        networks.convolutional((2, 3, 2), 5, strides=(2, 1), outputs=3),
-    ],
-    ids=["dense", "convolutional"],
-)
-def test_the_terms_are_the_switches_in_float64(network, order, key):
-    params, masks = pair(network, key, q=0.4)
-    removed = gaps.removed_part(params, masks)
-    x = jax.random.normal(jax.random.fold_in(key, 9), network.in_shape)
-    result = account(network, params, removed, x, order)
+@functools.cache
+def unequal_pairs(network):
+    """Ten pairs with layers pruned by different amounts, an input each, and their accounts."""
+    found = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        params, removed = [], []
+        for i, shape in enumerate(network.weight_shapes):
+            w = rng.normal(size=shape).astype(np.float32)
+            gone = np.where(rng.random(shape) < rng.uniform(0.05, 0.9), w, np.float32(0))
+            params.append(w)
+            removed.append(gone if i in SWITCHED else None)
+        x = rng.normal(size=network.in_shape).astype(np.float32)
+        arguments = tuple(params), tuple(removed), x
+        found.append((arguments, jax.tree.map(np.asarray, account(network, *arguments, ORDER))))
+    return found
+
+
+def assert_switches(network, params, removed, x, order, result):
+    """Distance, terms and shares are those of switching the layers in that order, in float64."""
+    result = jax.tree.map(np.asarray, result)
     full, kept = explicit(network, params, removed)
-    at = lambda ms: forward64(network, ms, np.asarray(x)[None])[0]
+    at = lambda ms: forward64(network, ms, x[None])[0]
     total = at(full) - at(kept)
     now, terms = list(full), {}
     for k in order:
@@ -57,46 +60,75 @@ def test_the_terms_are_the_switches_in_float64(network, order, key):
         now[k] = kept[k]
         terms[k] = before - at(now)
     assert float(result.distance) == pytest.approx(np.linalg.norm(total), rel=1e-5)
-    for k, t in terms.items():
-        assert float(result.terms[k]) == pytest.approx(np.linalg.norm(t), rel=1e-5)
+    for i, k in enumerate(sorted(terms)):
+        t = terms[k]
+        assert float(result.terms[i]) == pytest.approx(np.linalg.norm(t), rel=1e-5)
         share = t @ total / (total @ total)
-        assert float(result.shares[k]) == pytest.approx(share, rel=1e-4, abs=1e-6)
+        assert float(result.shares[i]) == pytest.approx(share, rel=1e-4, abs=1e-6)
     assert float(np.sum(result.shares)) == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("activation", [activations.relu, activations.erf], ids=str)
-def test_the_bounds_are_the_least_telescoping_sum(activation):
+def test_the_terms_are_the_switches_in_float64():
+    for arguments, result in unequal_pairs(FOUR):
+        assert_switches(FOUR, *arguments, ORDER, result)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("network", "order"),
+    [
+        (networks.dense((6, 9, 7, 5), activations.tanh), (0, 1, 2)),
+        (networks.convolutional((2, 3, 2), 5, strides=(2, 1), outputs=3), (2, 0, 1)),
+    ],
+    ids=["dense", "convolutional"],
+)
+def test_the_terms_are_the_switches_in_float64_where_all_layers_are_pruned(network, order):
+    params, removed = removal(network, 0, q=0.4)
+    x = np.random.default_rng(9).normal(size=network.in_shape).astype(np.float32)
+    result = account(network, params, removed, x, order)
+    assert_switches(network, params, removed, x, order, result)
+
+    @jax.jit
+    def backward(params, removed, x):
+        """The account without its bounds, which do not depend on the order."""
+        t = gaps.switch_terms(network, params, removed, x, order[::-1])
+        total = t.sum(axis=0)
+        lengths = gaps.lengths(total[:, None])[0], gaps.lengths(t.T)
+        return Account(*lengths, t @ total / (total @ total), None)
+
+    assert_switches(network, params, removed, x, order[::-1], backward(params, removed, x))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        FOUR,
+        pytest.param(networks.dense((6, 9, 7, 8, 5)), marks=pytest.mark.ci),
+    ],
+    ids=str,
+)
+def test_the_bounds_are_the_least_telescoping_sum(network):
     """Norms are certified to 1 %, so each product of four to 4.1 %; the sum is above every gap."""
-    network = networks.dense((6, 9, 7, 8, 5), activation)
-    switched, orders = (0, 2, 3), set()
-    for seed in range(10):
-        # Layers pruned by different amounts: the best order varies.
-        rng = np.random.default_rng(seed)
-        params, removed = [], []
-        for i, shape in enumerate(network.weight_shapes):
-            w = rng.normal(size=shape).astype(np.float32)
-            gone = np.where(rng.random(shape) < rng.uniform(0.05, 0.9), w, 0)
-            params.append(jnp.asarray(w))
-            removed.append(jnp.asarray(gone) if i in switched else None)
-        bounds = np.asarray(telescoping_terms(network, tuple(params), tuple(removed)), np.float64)
+    orders = set()
+    for (params, removed, _), result in unequal_pairs(network):
+        bounds = result.bounds.astype(np.float64)
         full, kept = explicit(network, params, removed)
         a, p = ([np.linalg.norm(m, 2) for m in ms] for ms in (full, kept))
         b = [np.linalg.norm(m - n, 2) for m, n in zip(full, kept, strict=True)]
 
         def terms(order, a=a, p=p, b=b):
             before = {k: order[: order.index(k)] for k in order}
-            return activation.lipschitz**3 * np.array(
+            return network.activation.lipschitz**3 * np.array(
                 [
                     b[k] * math.prod(p[j] if j in before[k] else a[j] for j in range(4) if j != k)
-                    for k in switched
+                    for k in SWITCHED
                 ]
             )
 
-        best = min(itertools.permutations(switched), key=lambda order: terms(order).sum())
+        best = min(itertools.permutations(SWITCHED), key=lambda order: terms(order).sum())
         orders.add(best)
         assert (terms(best) <= bounds).all() and (bounds <= 1.042 * terms(best)).all()
-        x = rng.normal(size=(500, 6))
-        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        x = on_sphere(np.random.default_rng(0), 500, (6,))
         d = difference64(network, params, removed, x)
         assert np.linalg.norm(d, axis=1).max() <= bounds.sum()
     assert len(orders) > 1
@@ -104,23 +136,24 @@ def test_the_bounds_are_the_least_telescoping_sum(activation):
 
 def test_a_weight_that_is_hardly_there_and_kept_counts():
     """Layers are switched in their order; at (0, 1) the second then changes 2^-133 2^127."""
-    network = networks.dense((2, 2, 2))
     params = tuple(
-        jnp.asarray(np.diag(entries).astype(np.float32))
-        for entries in ([1.0, 2.0**-133], [2.0**100, 2.0**127])
+        np.diag(entries).astype(np.float32) for entries in ([1.0, 2.0**-133], [2.0**100, 2.0**127])
     )
-    masks = tuple(jnp.ones((2, 2), bool).at[i, i].set(False) for i in (0, 1))
-    terms = telescoping_terms(network, params, gaps.removed_part(params, masks))
+    removed = tuple(
+        np.where(np.arange(4).reshape(2, 2) == 3 * i, w, np.float32(0))
+        for i, w in enumerate(params)
+    )
+    terms = np.asarray(telescoping_terms(networks.dense((2, 2, 2)), params, removed))
     assert 2.0**-6 <= float(terms[1]) <= 1.02 * 2.0**-6
 
 
-def test_a_layer_that_loses_nothing_has_no_part(key):
-    network = networks.dense((6, 9, 5))
-    params, masks = pair(network, key)
-    removed = gaps.removed_part(params, (masks[0], jnp.ones_like(masks[1])))
-    result = account(network, params, removed, jnp.ones(6), (0, 1))
+def test_a_layer_that_loses_nothing_has_no_part():
+    (params, removed, x), _ = unequal_pairs(FOUR)[0]
+    removed = (removed[0], None, np.zeros_like(removed[2]), removed[3])
+    result = jax.tree.map(np.asarray, account(FOUR, params, removed, x, ORDER))
     assert result.terms[1] == 0 and result.bounds[1] == 0 and result.shares[1] == 0
-    assert float(result.shares[0]) == pytest.approx(1, abs=1e-6)
+    assert (result.terms[[0, 2]] > 0).all() and (result.bounds[[0, 2]] > 0).all()
+    assert float(result.shares[[0, 2]].sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_one_pruned_layer_makes_the_whole_gap_of_the_simulated_trials():
@@ -137,6 +170,7 @@ def test_one_pruned_layer_makes_the_whole_gap_of_the_simulated_trials():
     np.testing.assert_allclose(result.trials.terms[:, 0], lower, rtol=1e-5)
 
 
+@pytest.mark.ci
 def test_accounts_of_many_pairs():
     network = networks.dense((6, 9, 7, 5))
     arguments = network, LAW, pruning.random, Fraction(0.3)
@@ -159,9 +193,9 @@ def test_accounts_of_many_pairs():
         key, params, removed = draw_pair(run.design, run.numbers, (jnp.uint32(0), low))
         return params, removed, inputs.sphere(key, 16, (6,))
 
-    params, removed, x = pairs(np.arange(11, dtype=np.uint32))
+    params, removed, x = jax.tree.map(np.asarray, pairs(np.arange(11, dtype=np.uint32)))
     for i in range(11):
-        one = [[np.asarray(w[i]) for w in ws] for ws in (params, removed)]
+        one = [[w[i] for w in ws] for ws in (params, removed)]
         d = difference64(network, *one, x[i].T)
         assert distance[i] >= np.linalg.norm(d, axis=1).max() * (1 - 1e-5)
     median = result.quantile(0.5)
@@ -176,11 +210,11 @@ def test_pairs_without_a_finite_difference_do_not_count():
     w = np.random.default_rng(0).normal(size=(3, 3, 4)).astype(np.float32)
     w[0], w[1, 2, 1] = 0, np.nan
     arguments = network, (w,), pruning.random, Fraction(0.5)
-    result = jp.layer_account(*arguments, trials=3, layers="all", domain=SMALL)
+    result = jp.layer_account(*arguments, trials=3, layers="all", domain=SMALL, block=2)
     assert result.counted.tolist() == [False, False, True]
     assert result.quantile(0.0) == result.quantile(1.0)
     with pytest.raises(ValueError, match="2 trials"):
-        jp.layer_account(*arguments, trials=2, layers="all", domain=SMALL).quantile(0.5)
+        jp.layer_account(*arguments, trials=2, layers="all", domain=SMALL, block=2).quantile(0.5)
     with pytest.raises(ValueError, match="p = 2"):
         result.quantile(2)
 

@@ -3,17 +3,16 @@
 Nothing here is left to chance: seeds are fixed, and every assertion is a theorem for each of them.
 """
 
+import functools
 import itertools
 import math
 from fractions import Fraction
 
 import jax
-import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from scipy import special
-from test_gaps import matrix, pair
+from oracles import activate, batch, difference64, removal
 
 from jaxprune import activations, engine, gaps, networks, pruning
 from jaxprune.gaps import LinfBall, intervals
@@ -21,14 +20,9 @@ from jaxprune.gaps.intervals import Interval
 from jaxprune.studies import plan as plans
 from jaxprune.studies.verify import verify
 
+ci = pytest.mark.ci
+
 OUTPUTS = {"linf": np.inf, "l1": 1, "l2": 2}
-NUMPY = {
-    "relu": lambda a: np.maximum(a, 0),
-    "leaky_relu(0.2)": lambda a: np.where(a > 0, a, 0.2 * a),
-    "tanh": np.tanh,
-    "erf": special.erf,
-    "identity": lambda a: a,
-}
 ACTIVATIONS = [
     activations.relu,
     activations.leaky_relu(0.2),
@@ -36,22 +30,17 @@ ACTIVATIONS = [
     activations.erf,
     activations.identity,
 ]
-interval_bounds = jax.jit(gaps.interval_bounds, static_argnums=0)
 measure = jax.jit(gaps.measure_linf_ball, static_argnums=(0, 2))
 
 
-def difference64(network, params, removed, x):
-    """`F(x) - f(x)` of the rows x in NumPy's float64."""
-    outputs = []
-    for kept in (False, True):
-        h = np.asarray(x, np.float64).T
-        for i, layer in enumerate(network.layers):
-            w = params[i] - removed[i] if kept and removed[i] is not None else params[i]
-            h = matrix(layer, w) @ h
-            if i < len(network.layers) - 1:
-                h = NUMPY[str(network.activation)](h)
-        outputs.append(h.T)
-    return outputs[0] - outputs[1]
+@functools.partial(jax.jit, static_argnums=0)
+def bounds_of(network, params, removed, radii):
+    return jax.vmap(functools.partial(gaps.interval_bounds, network))(params, removed, radii)
+
+
+def upper_bounds(network, pairs, radii):
+    """Bounds of pairs `(params, removed)`, each over its own cube, in one batch."""
+    return jax.tree.map(np.asarray, bounds_of(network, *batch(pairs), np.array(radii, np.float32)))
 
 
 def points(n, radius):
@@ -61,30 +50,62 @@ def points(n, radius):
     return radius * np.concatenate([vertices, inner, 1e-3 * inner])
 
 
-@pytest.mark.parametrize(
-    ("widths", "activation", "which"),
-    [
-        ((6, 9, 7, 5), activations.relu, "middle"),
-        ((6, 9, 7, 5), activations.tanh, "all"),
-        ((6, 9, 5), activations.relu, "all"),
-        ((6, 9, 5), activations.leaky_relu(0.2), "dense1"),
-        ((6, 9, 5), activations.erf, "dense2"),
-        ((6, 9, 5), activations.identity, "dense1"),
-    ],
-    ids=str,
-)
-def test_every_point_of_the_cube_is_below_the_bound(widths, activation, which, key):
-    network = networks.dense(widths, activation)
-    for seed, radius in ((0, 0.5), (1, 0.5), (2, 16.0), (3, 0.01)):
-        params, masks = pair(network, jax.random.fold_in(key, seed), which=which)
-        removed = gaps.removed_part(params, masks)
-        upper = interval_bounds(network, params, removed, radius)
-        d = difference64(network, params, removed, points(6, radius))
-        for output, order in OUTPUTS.items():
-            most = np.linalg.norm(d, order, axis=1).max()
-            assert most <= getattr(upper, output) <= 30 * most
+RADII = (0.5, 0.5, 16.0, 2.0**-7)
+NOT_FINITE = (np.nan, np.inf, -np.inf)
 
 
+@functools.cache
+def bounded(network, which):
+    """One batch: a pair for each radius, then one with each of the values that are not finite."""
+    pairs = [removal(network, seed, which=which) for seed in range(len(RADII))]
+    for value in NOT_FINITE:
+        params, removed = removal(network, len(RADII), which=which)
+        params[0][3, 2] = value
+        if removed[0] is not None:
+            removed[0][3, 2] = 0
+        pairs.append((params, removed))
+    upper = upper_bounds(network, pairs, [*RADII, *[1.0] * len(NOT_FINITE)])
+    return pairs, upper
+
+
+TANH = networks.dense((6, 9, 5), activations.tanh)
+BATCHES = [
+    pytest.param(TANH, "all", id="dense 6-9-5, tanh, all"),
+    *(
+        pytest.param(networks.dense(widths, activation), which, marks=ci)
+        for widths, activation, which in (
+            ((6, 9, 7, 5), activations.relu, "middle"),
+            ((6, 9, 7, 5), activations.tanh, "all"),
+            ((6, 9, 5), activations.relu, "all"),
+            ((6, 9, 5), activations.leaky_relu(0.2), "dense1"),
+            ((6, 9, 5), activations.erf, "dense2"),
+            ((6, 9, 5), activations.identity, "dense1"),
+        )
+    ),
+]
+
+
+def assert_above(upper, i, d, most_slack):
+    """The i-th bounds are at least the norms of the rows of d, and at most so many times those."""
+    for output, order in OUTPUTS.items():
+        most = np.linalg.norm(d, order, axis=1).max()
+        assert most <= getattr(upper, output)[i] <= most_slack * most
+
+
+@pytest.mark.parametrize(("network", "which"), BATCHES, ids=str)
+def test_every_point_of_the_cube_is_below_the_bound(network, which):
+    pairs, upper = bounded(network, which)
+    for i, radius in enumerate(RADII):
+        assert_above(upper, i, difference64(network, *pairs[i], points(6, radius)), 30)
+
+
+@pytest.mark.parametrize(("network", "which"), BATCHES, ids=str)
+def test_a_nonfinite_weight_has_no_finite_bound(network, which):
+    _, upper = bounded(network, which)
+    assert not np.isfinite(np.array(upper)[:, len(RADII) :]).any()
+
+
+@ci
 @pytest.mark.parametrize(
     "network",
     [
@@ -93,38 +114,43 @@ def test_every_point_of_the_cube_is_below_the_bound(widths, activation, which, k
     ],
     ids=["same, stride", "circular, read-out"],
 )
-def test_convolutions(network, key):
-    params, masks = pair(network, key)
-    removed = gaps.removed_part(params, masks)
-    upper = interval_bounds(network, params, removed, 1.0)
-    d = difference64(network, params, removed, points(9, 1.0))
-    for output, order in OUTPUTS.items():
-        most = np.linalg.norm(d, order, axis=1).max()
-        assert most <= getattr(upper, output) <= 20 * most
+def test_convolutions(network):
+    pairs = [removal(network, seed) for seed in range(3)]
+    upper = upper_bounds(network, pairs, [1.0] * len(pairs))
+    for i, pair in enumerate(pairs):
+        assert_above(upper, i, difference64(network, *pair, points(9, 1.0)), 20)
 
 
 def test_one_layer_has_closed_forms(key):
     """linf: the largest row sum of |P|; l1: the largest over all vertices, at most all of |P|."""
     network = networks.dense((8, 6))
-    params, masks = pair(network, key, q=0.6)
-    removed = gaps.removed_part(params, masks)
-    p = [[abs(Fraction(float(v))) for v in row] for row in np.asarray(removed[0])]
+    params, removed = removal(network, 0, q=0.6)
+    p = [[abs(Fraction(float(v))) for v in row] for row in removed[0]]
     exact = Fraction(0.75) * max(map(sum, p))
-    upper = interval_bounds(network, params, removed, 0.75)
-    assert exact <= Fraction(float(upper.linf)) <= exact * (1 + Fraction(1, 10**6))
+
+    @jax.jit
+    def measured(key, params, removed):
+        gap = lambda output: (
+            gaps.measure_linf_ball(LinfBall(0.75, output), key, network, params, removed).gap
+        )
+        return gaps.interval_bounds(network, params, removed, 0.75), {o: gap(o) for o in OUTPUTS}
+
+    upper, found = jax.tree.map(float, measured(key, params, removed))
+    assert exact <= Fraction(upper.linf) <= exact * (1 + Fraction(1, 10**6))
     d = difference64(network, params, removed, points(8, 0.75))
     assert np.linalg.norm(d, 1, axis=1).max() <= upper.l1 <= 0.75 * float(sum(map(sum, p))) * 1.001
     for output, order in OUTPUTS.items():
-        gap = measure(LinfBall(0.75, output), key, network, params, removed).gap
         exact = np.linalg.norm(d, order, axis=1).max()
-        assert 0.9 * exact <= gap.lower <= exact * (1 + 1e-6)
+        assert 0.9 * exact <= found[output].lower <= exact * (1 + 1e-6)
+        assert found[output].upper == getattr(upper, output)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_the_difference_of_activations_has_the_exact_interval(activation):
     """Against a grid over `a in A, b in B, a - b in D`: never crossed, and reached to 2 %."""
     rng = np.random.default_rng(0)
-    s = NUMPY[str(activation)]
+    s = functools.partial(activate, activation)
+    interval = jax.jit(functools.partial(intervals._activated_difference, activation))
     steps = np.linspace(0, 1, 401)
     with jax.enable_x64(True):
         for _ in range(40):
@@ -138,9 +164,8 @@ def test_the_difference_of_activations_has_the_exact_interval(activation):
             # The callers' d is no wider than `a - b` allows.
             d = np.array([max(d[0], a[0] - b[1]), min(d[1], a[1] - b[0])])
             values = (s(grid_a) - s(grid_b))[inside]
-            low, high = intervals._activated_difference(
-                activation, *(Interval(jnp.array([v[0]]), jnp.array([v[1]])) for v in (a, b, d))
-            )
+            ends = (Interval(v[:1], v[1:]) for v in (a, b, d))
+            low, high = map(np.asarray, interval(*ends))
             room = 0.02 * (a[1] - a[0] + b[1] - b[0]) * activation.lipschitz
             assert values.min() - room <= low[0] <= values.min()
             assert values.max() <= high[0] <= values.max() + room
@@ -153,8 +178,9 @@ def test_images_contain_the_exact_ones():
     with jax.enable_x64(True):
         w = rng.normal(size=(30, 7)) * 10.0 ** rng.integers(-30, 30, (30, 7))
         ends = np.sort(rng.normal(size=(2, 7)), axis=0) * 10.0 ** rng.integers(-9, 9, 7)
-        state = intervals._State(Interval(*map(jnp.asarray, ends)), jnp.array(1e300))
-        low, high = intervals._image(layer, jnp.asarray(w), state)
+        state = intervals._State(Interval(*ends), np.float64(1e300))
+        image = jax.jit(functools.partial(intervals._image, layer))
+        low, high = map(np.asarray, image(w, state))
         for i in range(30):
             pairs = [
                 sorted(Fraction(w[i, j]) * Fraction(ends[k, j]) for k in (0, 1)) for j in range(7)
@@ -170,18 +196,21 @@ def test_the_assumed_error_of_activations(name):
     rng = np.random.default_rng(0)
     a = np.concatenate([rng.normal(size=300) * 4, 10.0 ** rng.uniform(-300, 2, 200), [0.0]])
     with jax.enable_x64(True), mpmath.workdps(40):
-        values = np.asarray(getattr(activations, name).fn(jnp.asarray(a)))
+        values = np.asarray(jax.jit(getattr(activations, name).fn)(a))
         for x, value in zip(a.tolist(), values.tolist(), strict=True):
             exact = getattr(mpmath, name)(x)
             assert abs(value - exact) <= intervals._FUNCTION / 100 * abs(exact)
 
 
+@ci
 def test_brackets_scale_with_the_radius(key):
     """By a power of two, for a positively homogeneous activation: to the last bit."""
     network = networks.dense((6, 9, 5))
-    params, masks = pair(network, key, which="dense2")
-    removed = gaps.removed_part(params, masks)
-    one, eight = (measure(LinfBall(r, "l1"), key, network, params, removed) for r in (1.0, 8.0))
+    pair = removal(network, 0, which="dense2")
+    one, eight = (
+        jax.tree.map(np.asarray, measure(LinfBall(r, "l1"), key, network, *pair))
+        for r in (1.0, 8.0)
+    )
     assert 8 * one.gap.lower == eight.gap.lower and 8 * one.sampled == eight.sampled
     assert float(8 * one.gap.upper) == pytest.approx(float(eight.gap.upper), rel=1e-12)
     assert one.sampled <= one.gap.lower <= one.gap.upper
@@ -190,18 +219,9 @@ def test_brackets_scale_with_the_radius(key):
 
 def test_a_radius_between_two_floats_stays_in_the_cube(key):
     """Of one weight 1 the gap is the radius, and float32(0.1) > 0.1."""
-    network, w = networks.dense((1, 1)), (jnp.ones((1, 1)),)
+    network, w = networks.dense((1, 1)), (np.ones((1, 1), np.float32),)
     gap = measure(LinfBall(0.1), key, network, w, w).gap
     assert 0.1 * (1 - 1e-7) <= float(gap.lower) <= 0.1 <= float(gap.upper) <= 0.1 * (1 + 1e-6)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_nonfinite_weight_has_no_finite_bound(value, key):
-    network = networks.dense((6, 9, 7, 5))
-    params, masks = pair(network, key, which="middle")
-    params = (params[0].at[3, 2].set(value), *params[1:])
-    upper = interval_bounds(network, params, gaps.removed_part(params, masks), 1.0)
-    assert not np.isfinite(np.array(upper)).any()
 
 
 def test_the_engine_counts_a_known_gap():
@@ -235,6 +255,7 @@ def test_the_engine_counts_a_known_gap():
     assert nothing.counts(1e-30).close == 40
 
 
+@ci
 def test_a_plan_may_ask_for_it():
     """A 1 x d layer: the bracket is tight, and there is no theorem."""
     experiment = {

@@ -1,14 +1,14 @@
 """Long statistical checks: `pytest -m slow`. False-alarm rate 1e-6 a test, seeds fixed."""
 
+import functools
 import itertools
 import math
 
 import jax
 import numpy as np
 import pytest
+from oracles import PAIRS, activate, difference64, removed_part, worst_of_pairs
 from scipy import optimize, special, stats
-from test_gaps import difference64
-from test_multipliers import PAIRS, worst_of_pairs
 
 from jaxprune import activations, engine, gaps, laws, networks, pruning
 from jaxprune.engine import GUARD, keys
@@ -105,13 +105,6 @@ def test_ten_million_trials_of_a_known_law(method, p, k):
     assert_known(tally.counts(eps), probability(x), most_between=2e-4)
 
 
-ACTIVATIONS64 = {
-    "relu": lambda h: np.maximum(h, 0),
-    "tanh": np.tanh,
-    "leaky_relu(0.1)": lambda h: np.where(h > 0, h, 0.1 * h),
-}
-
-
 def twin64(network, law, method, amount, bits, coins, x):
     """Largest distance at the inputs, and by what share the last weight that magnitude pruning
     removes and the first that it keeps differ, of many trials in NumPy float64 from raw bits."""
@@ -138,7 +131,7 @@ def twin64(network, law, method, amount, bits, coins, x):
             kept = np.where(gone, 0, w)
         states = [w @ states[0], kept @ states[1]]
         if i < len(network.layers) - 1:
-            states = [ACTIVATIONS64[network.activation.name](h) for h in states]
+            states = [activate(network.activation, h) for h in states]
     return np.linalg.norm(states[0] - states[1], axis=1).max(axis=1), apart
 
 
@@ -195,8 +188,10 @@ def test_a_hundred_thousand_pairs_against_a_float64_twin(activation, law, method
 @pytest.mark.parametrize("name", PAIRS)
 def test_no_float64_distance_exceeds_its_bound(name):
     """20,000 pairs of each of five small networks: 10^5, none above its bound."""
+    network = PAIRS[name]
+    bounds = jax.jit(jax.vmap(functools.partial(gaps.multiplier_bound, network)))
     for seed in range(10):
-        upper, largest = worst_of_pairs(PAIRS[name], 2000, seed)
+        upper, largest = worst_of_pairs(network, bounds, 2000, seed)
         assert (largest > 0).mean() > 0.95 and (largest <= upper * (1 + 1e-12)).all()
 
 
@@ -316,8 +311,9 @@ def test_the_guard_band_covers_trained_networks_on_images(network, q):
     run = engine.prepare(network, params, pruning.magnitude, Fraction(q), trials=16, domain=images)
     got = np.concatenate([done.trials.lower for done in engine.run_blocks(run)])
     for i in range(16):
-        ws = tuple(w[i] for w in params)
+        ws = tuple(np.asarray(w[i]) for w in params)
         level = pruning.magnitude.level(Fraction(q), ws[1].size)
-        masks = (None, pruning.magnitude.mask(None, ws[1], level), None)
-        exact = np.linalg.norm(difference64(network, ws, masks, images), axis=1).max()
+        masks = (None, np.asarray(pruning.magnitude.mask(None, ws[1], level)), None)
+        removed = removed_part(ws, masks)
+        exact = np.linalg.norm(difference64(network, ws, removed, images), axis=1).max()
         assert got[i] == pytest.approx(exact, rel=GUARD / 10)
