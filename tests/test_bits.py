@@ -53,9 +53,13 @@ GOLDEN = {
 
 @pytest.mark.parametrize("shape", [(), (1,), (2,), (3, 5), (64, 64), (2, 3, 3, 3)])
 def test_they_are_those_of_jax(shape, key):
-    keys = jax.random.split(key, 4)
-    expected = [jax.random.bits(k, shape, jnp.uint32) for k in keys]
-    got = jax.jit(jax.vmap(lambda k: random_bits(k, shape)))(keys)
+    @jax.jit
+    def both(key):
+        keys = jax.random.split(key, 4)
+        expected = jax.vmap(lambda k: jax.random.bits(k, shape, jnp.uint32))(keys)
+        return expected, jax.vmap(lambda k: random_bits(k, shape))(keys)
+
+    expected, got = both(key)
     assert got.dtype == jnp.uint32
     np.testing.assert_array_equal(got, expected)
 
@@ -65,18 +69,33 @@ def test_keys_of_another_generator_are_refused():
         random_bits(jax.random.key(0, impl="rbg"), (3,))
 
 
+def draw_all(root, stream):
+    trial = np.uint32(3), np.uint32(2**32 - 5)
+    key = keys.trial_key(root, keys.MASK, 2, trial)
+    return [random_bits(key, shape, stream) for shape in SHAPES]
+
+
+draw_all_compiled = jax.jit(draw_all, static_argnames="stream")
+
+
+def assert_golden(draw, stream, seed):
+    drawn = [np.asarray(bits) for bits in draw(keys.root_key(seed), stream=stream)]
+    hashes = [hashlib.sha256(bits.astype("<u4").tobytes()).hexdigest() for bits in drawn]
+    assert hashes == GOLDEN[stream, seed]
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("stream", STREAMS)
 def test_golden_bits_of_both_streams(stream, seed):
     """A change here needs a new STREAM_VERSION; `tests/versions/run.py` asks other JAX versions."""
-    trial = np.uint32(3), np.uint32(2**32 - 5)
-    key = keys.trial_key(keys.root_key(seed), keys.MASK, 2, trial)
-    drawn = [np.asarray(random_bits(key, shape, stream)) for shape in SHAPES]
-    hashes = [hashlib.sha256(bits.astype("<u4").tobytes()).hexdigest() for bits in drawn]
-    assert hashes == GOLDEN[stream, seed]
-    jitted = jax.jit(lambda k: [random_bits(k, shape, stream) for shape in SHAPES])(key)
-    for a, b in zip(jitted, drawn, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_golden(draw_all_compiled, stream, seed)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_golden_bits_operation_by_operation(stream, seed):
+    assert_golden(draw_all, stream, seed)
 
 
 @pytest.mark.parametrize("name", ["rbg", "unsafe_rbg"])
@@ -85,4 +104,4 @@ def test_golden_bits_under_another_default_generator(stream, name):
     with jax.default_prng_impl(name):
         assert jax.random.key(0).dtype == jax.random.key(0, impl=name).dtype
         for seed in SEEDS:
-            test_golden_bits_of_both_streams(stream, seed)
+            assert_golden(draw_all_compiled, stream, seed)

@@ -5,6 +5,8 @@ Every random test fixes its seed and would raise a false alarm for one seed in 1
 
 import ast
 import dataclasses
+import functools
+import itertools
 import math
 import os
 import subprocess
@@ -16,17 +18,25 @@ import pytest
 from scipy import stats
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from jaxprune import activations, bounds, engine, laws, networks, pruning
+from jaxprune import activations, bounds, engine, inputs, laws, networks, pruning
 from jaxprune.engine import GUARD, Tally, keys, memory
 from jaxprune.engine.blocks import words
 from jaxprune.engine.sums import ExactSum, Histogram
-from jaxprune.engine.trial import Trial, draw_pair, masks, target
+from jaxprune.engine.trial import Trial, masks, target
 from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.pruning import Fraction, Sublinear
 from jaxprune.types import BrokenInvariant
 
-LAW = laws.uniform(math.sqrt(6))
+LAW, HALF = laws.uniform(math.sqrt(6)), Fraction(0.5)
 SMALL = UnitBall(samples=16, starts=4, steps=4)
+
+# Most tests sample this network over this ball, or these rows, in blocks of one size: the engine
+# compiles the bracket once for all of them.
+NETWORK = networks.dense((4, 5, 5, 3))
+BALL = UnitBall(samples=8, starts=4, steps=2)
+ROWS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+BALL_BLOCK, ROWS_BLOCK = 8, 40
+TARGETS = 32  # given networks of a run
 
 
 def trial_ids(ids):
@@ -40,7 +50,51 @@ def gather(run):
     return Trial(*(np.concatenate(field) for field in zip(*blocks, strict=True)))
 
 
+def over_ball(targets=LAW, method=pruning.random, amount=HALF, **options):
+    """A run of the one network over the one ball; laws, methods and amounts share its bracket."""
+    options = {"trials": 64, "domain": BALL, "block": BALL_BLOCK, **options}
+    return engine.prepare(NETWORK, targets, method, amount, **options)
+
+
+def over_rows(targets=LAW, method=pruning.random, amount=HALF, **options):
+    """A run of the one network over the rows."""
+    options = {"trials": 120, "domain": ROWS, "block": ROWS_BLOCK, **options}
+    return engine.prepare(NETWORK, targets, method, amount, **options)
+
+
+def given_targets():
+    """`TARGETS` networks of Gaussian weights."""
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(TARGETS, *s)).astype(np.float32) for s in NETWORK.weight_shapes]
+
+
+@functools.cache
+def measured_over_ball():
+    return gather(over_ball())
+
+
+@functools.cache
+def measured_given_targets():
+    """Magnitude pruning of the given targets."""
+    return gather(over_ball(given_targets(), pruning.magnitude, Fraction(0.3), trials=TARGETS))
+
+
 # --- keys
+
+
+@jax.jit
+def key_and_bits(root, purpose, layer, high, low):
+    """The words of a trial's key, and four random words drawn with it."""
+    key = keys.trial_key(root, purpose, layer, (high, low))
+    return jax.random.key_data(key), jax.random.bits(key, (4,))
+
+
+def key_words(*arguments):
+    return tuple(np.asarray(key_and_bits(*arguments)[0]).tolist())
+
+
+def bits_words(*arguments):
+    return tuple(np.asarray(key_and_bits(*arguments)[1]).tolist())
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "7", np.int64(2**40), None])
@@ -51,12 +105,10 @@ def test_seeds_outside_their_range_are_refused(seed):
 
 def test_trial_ids_beyond_32_bits_do_not_wrap():
     ids = [0, 1, 5, 2**32 - 1, 2**32, 2**32 + 1, 2**32 + 5, 2**33, 2**40 + 1]
-    high, low = trial_ids(ids)
     root = keys.root_key(0)
-    draw = jax.vmap(
-        lambda h, l: jax.random.bits(keys.trial_key(root, keys.WEIGHTS, 0, (h, l)), (4,))
-    )
-    rows = {tuple(row) for row in np.asarray(draw(high, low)).tolist()}
+    rows = {
+        bits_words(root, keys.WEIGHTS, 0, *words) for words in zip(*trial_ids(ids), strict=True)
+    }
     assert len(rows) == len(ids)
 
 
@@ -70,13 +122,7 @@ def test_blocks_hand_on_both_words_of_a_trial_id(start):
 
 def test_keys_differ_by_seed_purpose_layer_and_trial():
     drawn = {
-        tuple(
-            np.asarray(
-                jax.random.key_data(
-                    keys.trial_key(keys.root_key(seed), purpose, layer, (np.uint32(0), trial))
-                )
-            ).tolist()
-        )
+        key_words(keys.root_key(seed), purpose, layer, np.uint32(0), trial)
         for seed in (0, 1)
         for purpose in (keys.WEIGHTS, keys.MASK, keys.INPUTS, keys.TRAINING)
         for layer in (0, 1)
@@ -87,15 +133,24 @@ def test_keys_differ_by_seed_purpose_layer_and_trial():
 
 def test_all_keys_of_a_trial_are_the_single_ones():
     root, trial = keys.root_key(3), (np.uint32(1), np.uint32(2))
-    together = jax.random.key_data(keys.trial_keys(root, keys.TRIAL_PURPOSES, 4, trial))
+    drawn = jax.jit(lambda trial: keys.trial_keys(root, keys.TRIAL_PURPOSES, 4, trial))(trial)
+    together = np.asarray(jax.random.key_data(drawn))
     for purpose in (keys.WEIGHTS, keys.MASK, keys.INPUTS):
         for layer in range(4):
-            one = jax.random.key_data(keys.trial_key(root, purpose, layer, trial))
-            np.testing.assert_array_equal(together[purpose, layer], one)
+            assert tuple(together[purpose, layer]) == key_words(root, purpose, layer, *trial)
 
 
-def test_double_precision_sessions_draw_the_same_weights():
+def test_double_precision_draws_the_same_weights_and_masks():
     """JAX's default random bits are 64 wide there; ours stay 32."""
+    run = over_rows()
+    with jax.enable_x64(True):
+        wide = engine.draw(run, 5)
+    for a, b in zip(jax.tree.leaves(wide), jax.tree.leaves(engine.draw(run, 5)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.ci
+def test_double_precision_sessions_have_the_same_gaps():
     code = (
         "import jaxprune as jp; t = jp.simulate(jp.dense((4, 5, 5, 3)), jp.uniform(), jp.magnitude,"
         " jp.Fraction(0.5), eps=[1.0], trials=5, domain=jp.UnitBall(4, 1, 1)); print(t.worst)"
@@ -114,10 +169,9 @@ def test_double_precision_sessions_draw_the_same_weights():
 
 def test_golden_bits():
     """The stream is part of the contract: a change here needs a new STREAM_VERSION."""
-    key = keys.trial_key(keys.root_key(7), keys.MASK, 2, (np.uint32(1), np.uint32(3)))
+    drawn = bits_words(keys.root_key(7), keys.MASK, 2, np.uint32(1), np.uint32(3))
     assert keys.STREAM_VERSION == 1
-    expected = threefry_reference(7, [1, keys.MASK, 2, 1, 3], 4)
-    assert np.asarray(jax.random.bits(key, (4,))).tolist() == expected
+    assert list(drawn) == threefry_reference(7, [1, keys.MASK, 2, 1, 3], 4)
 
 
 def threefry_reference(seed, folds, n):
@@ -147,19 +201,31 @@ def threefry_reference(seed, folds, n):
 # --- blocks
 
 
-@pytest.mark.parametrize("method", [pruning.magnitude, pruning.random], ids=str)
-def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(method):
-    network = networks.dense((12, 20, 16, 8))
+WIDER = networks.dense((12, 20, 16, 8))
+
+
+@pytest.mark.parametrize(
+    ("network", "domain", "method", "blocks"),
+    [
+        (NETWORK, ROWS, pruning.random, (ROWS_BLOCK, 7)),
+        pytest.param(WIDER, SMALL, pruning.random, (1, 7, 64), marks=pytest.mark.ci),
+        pytest.param(WIDER, SMALL, pruning.magnitude, (1, 7, 64), marks=pytest.mark.ci),
+    ],
+    ids=["rows-random", "ball-random", "ball-magnitude"],
+)
+def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(
+    network, domain, method, blocks
+):
     trials, eps = 150, None
     runs = {}
-    for block in (1, 7, 64):
+    for block in blocks:
         run = engine.prepare(
             network,
             LAW,
             method,
             Fraction(0.2),
             trials=trials,
-            domain=SMALL,
+            domain=domain,
             seed=3,
             block=block,
         )
@@ -181,8 +247,8 @@ def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(method):
         result = gather(run)
         eps = eps or (float(np.median(result.upper)), float(np.median(result.lower)))
         runs[block] = drawn, result, Tally.of(eps, range(trials), result)
-    drawn, result, tally = runs[1]
-    for other_drawn, other_result, other_tally in (runs[7], runs[64]):
+    (drawn, result, tally), *others = runs.values()
+    for other_drawn, other_result, other_tally in others:
         for a, b in zip(drawn, other_drawn, strict=True):
             np.testing.assert_array_equal(a, b)
         for a, b in zip(result, other_result, strict=True):
@@ -195,51 +261,38 @@ def test_block_size_changes_no_bit_of_weights_and_masks_and_no_count(method):
 
 @pytest.mark.parametrize("trials", [1, 7, 8, 9, 59])
 def test_the_last_block_is_cut_to_the_trials_wanted(trials):
-    network = networks.dense((4, 5, 5, 3))
-    arguments = network, LAW, pruning.random, Fraction(0.5)
-    long = engine.prepare(*arguments, trials=64, domain=SMALL, block=8)
-    short = long._replace(trials=trials)
+    short = over_ball()._replace(trials=trials)
     ids = [i for done in engine.run_blocks(short) for i in done.ids]
     assert ids == list(range(trials))
-    short, long = gather(short), gather(long)
+    short, long = gather(short), measured_over_ball()
     np.testing.assert_allclose(short.lower, long.lower[:trials], rtol=GUARD / 10)
 
 
 def test_numbers_do_not_compile_again():
-    network = networks.dense((4, 5, 5, 3))
     programs = set()
     for amount, gain, seed in ((Fraction(0.1), 1.0, 0), (Sublinear(0.5), 2.0, 9)):
-        run = engine.prepare(
-            network, laws.uniform(gain), pruning.random, amount, domain=SMALL, seed=seed
-        )
+        run = over_ball(laws.uniform(gain), amount=amount, seed=seed)
         programs.add(engine.compiled_block(run))
     assert len(programs) == 1
 
 
 def test_laws_and_pruning_methods_share_the_program_that_measures():
-    network = networks.dense((4, 5, 5, 3))
     draws, measures = set(), set()
     for law in (laws.uniform(), laws.normal()):
         for method in (pruning.random, pruning.magnitude):
-            run = engine.prepare(network, law, method, Fraction(0.5), domain=SMALL)
-            block = engine.compiled_block(run)
+            block = engine.compiled_block(over_ball(law, method))
             draws.add(block.draw)
             measures.add(block.measure)
     assert (len(draws), len(measures)) == (4, 1)
 
 
-def test_chunks_change_no_count():
+@pytest.mark.parametrize("chunk", [16, *(pytest.param(n, marks=pytest.mark.ci) for n in (1, 8))])
+def test_chunks_change_no_count(chunk):
     """Over rows a block is cut into chunks, with a rest or without one."""
-    network = networks.dense((12, 20, 16, 8))
-    x = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
-    arguments = network, LAW, pruning.random, Fraction(0.2)
-    run = engine.prepare(*arguments, trials=40, domain=x, seed=3, block=20)
-    assert run.chunk == 20
-    whole = gather(run)
-    for chunk in (1, 8, 20):
-        parts = gather(run._replace(chunk=chunk))
-        for a, b in zip(parts, whole, strict=True):
-            np.testing.assert_allclose(a, b, rtol=GUARD / 10)
+    run = over_rows()
+    assert run.chunk == ROWS_BLOCK
+    for a, b in zip(gather(run._replace(chunk=chunk)), gather(run), strict=True):
+        np.testing.assert_allclose(a, b, rtol=GUARD / 10)
 
 
 def test_a_block_over_rows_is_whole_chunks():
@@ -253,6 +306,7 @@ def test_a_block_over_rows_is_whole_chunks():
     assert many.block % many.chunk == 0 and many.block > many.chunk
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("method", [pruning.magnitude, pruning.random, pruning.bernoulli], ids=str)
 def test_the_fast_path_and_a_plain_one_count_alike(method):
     """The same trials as anyone would write them: `jax.random`, a sort, F and f apart."""
@@ -294,19 +348,14 @@ def test_the_fast_path_and_a_plain_one_count_alike(method):
 
 def test_the_fast_stream_is_another_one_of_the_same_law():
     """Kolmogorov-Smirnov on 4,000 gaps each, at a false-alarm rate of 1e-6."""
-    network = networks.dense((8, 8, 8, 8))
-    x = np.eye(8, dtype=np.float32)
-    found = {}
-    for stream in ("threefry-20", "threefry-13"):
-        run = engine.prepare(
-            network, LAW, pruning.random, Fraction(0.3), trials=4000, domain=x, stream=stream
-        )
-        found[stream] = gather(run).lower
-    one, other = found.values()
+    one, other = (
+        gather(over_rows(amount=Fraction(0.3), trials=4000, stream=stream)).lower
+        for stream in ("threefry-20", "threefry-13")
+    )
     assert np.mean(one == other) < 0.01
     assert stats.ks_2samp(one, other).pvalue > 1e-6
     with pytest.raises(ValueError, match="stream = 'philox'"):
-        engine.prepare(network, LAW, pruning.random, Fraction(0.3), stream="philox")
+        over_rows(stream="philox")
 
 
 def test_accuracy_needs_classes():
@@ -330,39 +379,45 @@ def test_too_large_for_memory_is_refused_before_anything_is_compiled():
 
 
 @pytest.mark.parametrize(
-    ("network", "domain"),
+    ("network", "domain", "block"),
     [
-        (networks.dense((64,) * 4), UnitBall()),
-        (networks.convolutional((3, 16, 16, 3), 8), UnitBall()),
-        (networks.dense((64,) * 4), LinfBall()),
+        (NETWORK, BALL, BALL_BLOCK),
+        pytest.param(networks.dense((64,) * 4), UnitBall(), 16, marks=pytest.mark.ci),
+        pytest.param(
+            networks.convolutional((3, 16, 16, 3), 8), UnitBall(), 16, marks=pytest.mark.ci
+        ),
+        pytest.param(networks.dense((64,) * 4), LinfBall(), 16, marks=pytest.mark.ci),
     ],
     ids=str,
 )
-def test_the_memory_estimate_is_an_upper_bound(network, domain):
-    run = engine.prepare(network, LAW, pruning.random, Fraction(0.5), domain=domain, block=16)
-    block = engine.compiled_block(run)
-    drawing, measuring = block.draw.memory_analysis(), block.measure.memory_analysis()
+def test_the_memory_estimate_is_an_upper_bound(network, domain, block):
+    run = engine.prepare(network, LAW, pruning.random, HALF, domain=domain, block=block)
+    programs = engine.compiled_block(run)
+    drawing, measuring = programs.draw.memory_analysis(), programs.measure.memory_analysis()
     needed = max(
         drawing.temp_size_in_bytes + drawing.output_size_in_bytes,
         measuring.temp_size_in_bytes + measuring.argument_size_in_bytes,
     )
-    assert needed <= 16 * memory.trial_bytes(run.design, 64) <= 20 * needed
+    assert needed <= block * memory.trial_bytes(run.design, domain.samples) <= 20 * needed
 
 
 # --- oracles
 
 
-def twin(network, bits, coins, scales, count, method, x):
-    """Weights, masks and largest sampled distance of one trial in NumPy float64, from raw bits."""
+def twin(bits, coins, scales, amount, method, x):
+    """Largest distance at the inputs `x` and an upper bound of the gap, of one trial whose middle
+    layer is pruned, in NumPy float64 from raw bits."""
     full, pruned = [], []
     for i, (b, c) in enumerate(zip(bits, coins, strict=True)):
         magnitude = ((b & 0x7FFFFFFF) + 0.5) / 2.0**31
         w = np.where(b >> 31 == 1, -magnitude, magnitude) * scales[i]
         full.append(w)
-        if i == 1:
+        if i == 1 and method is pruning.bernoulli:
+            w = np.where(c >> 2 < round(amount.rate(w.size) * 2**30), 0, w)
+        elif i == 1:
             order = np.abs(w) if method is pruning.magnitude else c >> 2
             w = w.copy().ravel()
-            w[np.argsort(order.ravel(), kind="stable")[:count]] = 0
+            w[np.argsort(order.ravel(), kind="stable")[: amount.count(w.size)]] = 0
             w = w.reshape(b.shape)
         pruned.append(w)
 
@@ -378,43 +433,60 @@ def twin(network, bits, coins, scales, count, method, x):
     return distances.max(), product
 
 
-@pytest.mark.parametrize("method", [pruning.magnitude, pruning.random], ids=str)
-@pytest.mark.parametrize("q", [0.02, 0.5])
-def test_float64_twin_fed_the_same_bits(method, q):
-    """Sampled distances within a tenth of the guard band, the upper bound above the product."""
-    network, trials = networks.dense((16, 24, 20, 12)), 100
-    run = engine.prepare(network, LAW, method, Fraction(q), trials=trials, domain=SMALL, seed=11)
-    result = gather(run)
-    root = keys.root_key(11)
-    count = Fraction(q).count(480)
+@functools.cache
+def raw(network, samples, seed, trials):
+    """Bits of the weights, bits of the masks and sampled inputs of many trials."""
+    root = keys.root_key(seed)
 
     @jax.jit
     @jax.vmap
-    def raw(high, low):
-        draw = lambda purpose: [
+    def draw(high, low):
+        bits = lambda purpose: [
             jax.random.bits(keys.trial_key(root, purpose, i, (high, low)), shape)
             for i, shape in enumerate(network.weight_shapes)
         ]
-        from jaxprune import inputs
+        key = keys.trial_key(root, keys.INPUTS, 0, (high, low))
+        return bits(keys.WEIGHTS), bits(keys.MASK), inputs.sphere(key, samples, network.in_shape)
 
-        x = inputs.sphere(keys.trial_key(root, keys.INPUTS, 0, (high, low)), 16, (16,))
-        return draw(keys.WEIGHTS), draw(keys.MASK), x
+    return jax.tree.map(np.asarray, draw(*trial_ids(range(trials))))
 
-    bits, coins, x = jax.tree.map(np.asarray, raw(*trial_ids(range(trials))))
-    scales = [LAW.scale(*layer.fans) for layer in network.layers]
-    for i in range(trials):
-        sampled, product = twin(
-            network,
-            [b[i] for b in bits],
-            [c[i] for c in coins],
-            scales,
-            count,
-            method,
-            x[i].T.astype(np.float64),
+
+METHODS = [pruning.magnitude, pruning.random, pruning.bernoulli]
+
+
+@pytest.mark.parametrize(
+    ("network", "domain", "block", "method"),
+    [
+        *((NETWORK, ROWS, ROWS_BLOCK, method) for method in METHODS),
+        *((NETWORK, BALL, BALL_BLOCK, method) for method in METHODS),
+        *(
+            pytest.param(networks.dense((16, 24, 20, 12)), SMALL, None, m, marks=pytest.mark.ci)
+            for m in METHODS
+        ),
+    ],
+    ids=[f"{name}-{m}" for name in ("rows", "ball", "wider") for m in METHODS],
+)
+def test_float64_twin_fed_the_same_bits(network, domain, block, method):
+    """Sampled distances within a tenth of the guard band, the upper bound above the product."""
+    trials, scales = 100, [LAW.scale(*layer.fans) for layer in network.layers]
+    ball = not isinstance(domain, np.ndarray)
+    bits, coins, drawn = raw(network, domain.samples if ball else 1, 11, trials)
+    for q in (0.02 if network is not NETWORK else 0.1, 0.5):
+        run = engine.prepare(
+            network, LAW, method, Fraction(q), trials=trials, domain=domain, seed=11, block=block
         )
-        assert result.sampled[i] == pytest.approx(sampled, rel=GUARD / 10)
-        assert sampled * (1 - 1e-6) <= result.upper[i] <= product * 1.01
-        assert result.sampled[i] <= result.lower[i] <= result.upper[i]
+        result = gather(run)
+        assert (result.sampled <= result.lower).all() and (result.lower <= result.upper).all()
+        for i in range(trials):
+            x = drawn[i].T if ball else domain
+            weights, chances = [b[i] for b in bits], [c[i] for c in coins]
+            amount, x = Fraction(q), x.astype(np.float64)
+            sampled, product = twin(weights, chances, scales, amount, method, x)
+            assert result.sampled[i] == pytest.approx(sampled, rel=GUARD / 10)
+            if ball:
+                assert sampled * (1 - 1e-6) <= result.upper[i] <= product * 1.01
+            else:
+                assert result.lower[i] == result.upper[i] == result.sampled[i]
 
 
 @pytest.mark.parametrize("scaling", laws.SCALINGS)
@@ -422,49 +494,55 @@ def test_every_layer_has_its_own_scale(scaling):
     """Of 800 uniform weights or more the largest is above 0.96 of the scale, but with probability
     1e-14. ReLU networks do not show scales in another order: only their product counts there."""
     network, law = networks.dense((10, 80, 20, 40)), laws.uniform(2.0, scaling)
-    run = engine.prepare(network, law, pruning.random, Fraction(0.5), domain=SMALL, seed=2)
-    params = draw_pair(run.design, run.numbers, (np.uint32(0), np.uint32(0))).params
+    run = engine.prepare(network, law, pruning.random, HALF, domain=SMALL, seed=2)
+    params, _ = engine.draw(run, 0)
     for w, layer in zip(params, network.layers, strict=True):
         scale = law.scale(*layer.fans)
         assert 0.96 * scale < np.abs(w).max() <= scale * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
-def test_one_gaussian_layer_has_a_known_law(p):
+def test_one_gaussian_layer_has_a_known_law():
     """Of a 1 x d layer k random weights go: gap^2 = s^2 chi^2_k, lower and upper alike."""
     d, k, trials = 24, 6, 20_000
-    law = laws.normal()
-    eps = math.sqrt(stats.chi2(k).ppf(p)) * law.scale(d, 1)
+    law, shares = laws.normal(), (0.05, 0.5, 0.95)
+    eps = [math.sqrt(stats.chi2(k).ppf(p)) * law.scale(d, 1) for p in shares]
     tally = engine.simulate(
         networks.dense((d, 1)),
         law,
         pruning.random,
         pruning.Count(k),
         layers="all",
-        eps=[eps],
+        eps=eps,
         trials=trials,
         domain=UnitBall(samples=2, starts=1, steps=2),
         seed=5,
     )
-    counts = tally.counts(eps)
-    assert counts.nonfinite == 0 and counts.between < 20
-    assert stats.binomtest(counts.close, trials - counts.between, p).pvalue > 1e-6
+    for e, p in zip(eps, shares, strict=True):
+        counts = tally.counts(e)
+        assert counts.nonfinite == 0 and counts.between < 20
+        assert stats.binomtest(counts.close, trials - counts.between, p).pvalue > 1e-6 / 3
 
 
-@pytest.mark.parametrize("method", [pruning.random, pruning.magnitude], ids=str)
-@pytest.mark.parametrize("law", [LAW, laws.normal(math.sqrt(2))], ids=str)
-def test_infinite_width(method, law):
-    """Width 512, middle layer: mean squared gap within 5 standard errors of infinite width."""
-    network, q = networks.dense((512,) * 4), 0.3
+@pytest.mark.parametrize(
+    ("domain", "law", "method"),
+    [
+        (np.eye(32, 256, dtype=np.float32), LAW, pruning.random),
+        *(
+            pytest.param(UnitBall(samples=32, starts=1, steps=0), *case, marks=pytest.mark.ci)
+            for case in itertools.product(
+                (LAW, laws.normal(math.sqrt(2))), (pruning.random, pruning.magnitude)
+            )
+        ),
+    ],
+    ids=lambda x: "rows" if isinstance(x, np.ndarray) else str(x),
+)
+def test_infinite_width(domain, law, method):
+    """Middle layer of width 512: mean squared gap within 5 standard errors of infinite width; over
+    rows width 256."""
+    width = domain.shape[1] if isinstance(domain, np.ndarray) else 512
+    network, q = networks.dense((width,) * 4), 0.3
     tally = engine.simulate(
-        network,
-        law,
-        method,
-        Fraction(q),
-        eps=[1.0],
-        trials=48,
-        domain=UnitBall(samples=32, starts=1, steps=0),
-        seed=1,
+        network, law, method, Fraction(q), eps=[1.0], trials=48, domain=domain, seed=1
     )
     expected = bounds.infinite_width(network, law, method, Fraction(q)).mean_squared_gap
     mean, error = tally.mean_squared_gap()
@@ -475,19 +553,40 @@ def test_infinite_width(method, law):
 # --- failures
 
 
+NONFINITE = (np.nan, np.inf, -np.inf)
+
+
+@pytest.mark.parametrize("method", [pruning.magnitude, pruning.random], ids=str)
+def test_a_nonfinite_weight_is_never_close(method):
+    """One weight of any layer, first, last or in the middle; the trials beside it are finite."""
+    ws = given_targets()
+    spoiled = list(itertools.product(range(3), NONFINITE, (0, -1, None)))
+    for i, (layer, value, place) in enumerate(spoiled):
+        weights = ws[layer][i].reshape(-1)
+        weights[weights.size // 2 if place is None else place] = value
+    result = gather(over_ball(ws, method, trials=TARGETS))
+    np.testing.assert_array_equal(result.finite, np.arange(TARGETS) >= len(spoiled))
+    tally = Tally.of([1e30], range(TARGETS), result)
+    assert tally.counts(1e30) == (TARGETS - len(spoiled), 0, 0, len(spoiled))
+    bad = Tally.of([1e30], range(len(spoiled)), Trial(*(f[: len(spoiled)] for f in result)))
+    assert bad.counts(1e30) == (0, 0, 0, len(spoiled))
+    assert bad.worst == () and math.isnan(bad.mean_squared_gap()[0])
+
+
+@pytest.mark.ci
 @pytest.mark.parametrize("widths", [(2, 4), (8, 8), (64, 64), (1000, 1000)])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_nonfinite_weight_is_never_close(widths, value):
+@pytest.mark.parametrize("method", [pruning.magnitude, pruning.random], ids=str)
+def test_a_nonfinite_weight_of_one_layer_is_never_close(widths, method):
     network = networks.dense(widths)
     shape = network.weight_shapes[0]
-    w = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
-    w[0, 0, 0] = w[1, -1, -1] = w[2, shape[0] // 2, shape[1] // 2] = value
-    for method in (pruning.magnitude, pruning.random):
+    for value in NONFINITE:
+        w = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+        w[0, 0, 0] = w[1, -1, -1] = w[2, shape[0] // 2, shape[1] // 2] = value
         tally = engine.simulate(
             network,
             (w,),
             method,
-            Fraction(0.5),
+            HALF,
             layers="all",
             eps=[1e30],
             trials=3,
@@ -499,51 +598,33 @@ def test_a_nonfinite_weight_is_never_close(widths, value):
 
 def test_an_infinite_weight_behind_a_relu_is_still_nonfinite():
     """relu(-inf) = 0: the outputs look healthy, the network is not."""
-    network = networks.dense((3, 4, 4, 2))
-    ws = [np.ones((2, *shape), np.float32) for shape in network.weight_shapes]
+    ws = [np.ones((2, *shape), np.float32) for shape in NETWORK.weight_shapes]
     ws[0][:, 0, :] = -np.inf
-    tally = engine.simulate(
-        network,
-        ws,
-        pruning.random,
-        Fraction(0.5),
-        eps=[1e30],
-        trials=2,
-        domain=np.abs(np.random.default_rng(0).normal(size=(5, 3))),
-    )
-    assert tally.counts(1e30).nonfinite == 2
+    run = over_rows(ws, trials=2, domain=np.abs(ROWS))
+    assert not gather(run).finite.any()
 
 
 def test_overflow_is_nonfinite():
-    network = networks.dense((8,) * 6)
-    tally = engine.simulate(
-        network,
-        laws.uniform(1e20),
-        pruning.random,
-        Fraction(0.5),
-        eps=[1e30],
-        trials=10,
-        domain=SMALL,
-    )
-    assert tally.counts(1e30).nonfinite == 10
+    assert not gather(over_ball(laws.uniform(1e20), trials=16)).finite.any()
 
 
 def test_tiny_and_huge_gaps_keep_their_bracket():
     """Squares of these numbers leave float32's range; the gaps themselves do not."""
-    network = networks.dense((16, 16))
-    w = np.random.default_rng(0).normal(size=(1, 16, 16)).astype(np.float32)
-    exact = np.linalg.norm(w[0].astype(np.float64), 2)
-    for scale in 10.0 ** np.array([-30, -25, -20, -15, -10, -5, 0, 10, 20, 30]):
-        tally = engine.simulate(
-            network,
-            (w * np.float32(scale),),
-            pruning.random,
-            Fraction(1.0),
-            layers="all",
-            eps=[1e36],
-            trials=1,
-            domain=UnitBall(16, 8, 100),
-        )
+    w = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+    exact = np.linalg.norm(w.astype(np.float64), 2)
+    scales = 10.0 ** np.array([-30, -25, -20, -15, -10, -5, 0, 10, 20, 30])
+    run = engine.prepare(
+        networks.dense((16, 16)),
+        (np.stack([w * np.float32(scale) for scale in scales]),),
+        pruning.random,
+        Fraction(1.0),
+        layers="all",
+        trials=len(scales),
+        domain=UnitBall(16, 8, 100),
+    )
+    result = gather(run)
+    for i, scale in enumerate(scales):
+        tally = Tally.of([1e36], [i], Trial(*(field[i : i + 1] for field in result)))
         ((gap, _),) = tally.worst
         assert 0.99 <= gap / (exact * scale) <= 1 + 1e-5
         mean, _ = tally.mean_squared_gap()
@@ -552,6 +633,16 @@ def test_tiny_and_huge_gaps_keep_their_bracket():
 
 def test_upper_bounds_do_not_vanish_by_underflow():
     """1e-22 * 1e30 * 1e-18: the product of the first and the last is no float32."""
+    ws = [np.zeros((TARGETS, *shape), np.float32) for shape in NETWORK.weight_shapes]
+    for w, value in zip(ws, (1e-22, 1e30, 1e-18), strict=True):
+        w[:, 0, 0] = value
+    result = gather(over_ball(ws, pruning.magnitude, Fraction(1.0), trials=8))
+    np.testing.assert_allclose(result.lower, 1e-10, rtol=1e-3)
+    assert (result.upper >= result.lower).all() and (result.upper <= 1.01e-10).all()
+
+
+@pytest.mark.ci
+def test_upper_bounds_of_single_neurons_do_not_vanish_by_underflow():
     network = networks.dense((1, 1, 1, 1), activations.identity)
     ws = [np.full((1, 1, 1), value, np.float32) for value in (1e-22, 1e30, 1e-18)]
     tally = engine.simulate(
@@ -563,48 +654,32 @@ def test_upper_bounds_do_not_vanish_by_underflow():
 
 @pytest.mark.parametrize("method", pruning.METHODS.values(), ids=str)
 def test_pruning_nothing_gives_gap_zero(method):
-    tally = engine.simulate(
-        networks.dense((8, 8, 8, 8)),
-        LAW,
-        method,
-        Fraction(0.0),
-        eps=[1e-30],
-        trials=50,
-        domain=SMALL,
-    )
-    assert tally.counts(1e-30).close == 50
-    assert tally.upper.quantile(1.0, 50, above=True) == 0.0
+    trials = 48
+    result = gather(over_ball(method=method, amount=Fraction(0.0), trials=trials))
+    tally = Tally.of([1e-30], range(trials), result)
+    assert tally.counts(1e-30).close == trials
+    assert tally.upper.quantile(1.0, trials, above=True) == 0.0
 
 
 @pytest.mark.parametrize("scale", [2.0, 0.25])
 def test_scaling_the_last_layer_scales_the_gap(scale):
     """By a power of two: the same rounding, the gap times the factor to the last bit."""
-    rng = np.random.default_rng(0)
-    network = networks.dense((6, 7, 7, 5))
-    ws = [rng.normal(size=(20, *shape)).astype(np.float32) for shape in network.weight_shapes]
+    ws = given_targets()
     scaled = [*ws[:-1], ws[-1] * np.float32(scale)]
-    run = lambda targets: gather(
-        engine.prepare(network, targets, pruning.magnitude, Fraction(0.3), trials=20, domain=SMALL)
-    )
-    one, other = run(ws), run(scaled)
+    one = measured_given_targets()
+    other = gather(over_ball(scaled, pruning.magnitude, Fraction(0.3), trials=TARGETS))
     for name in ("lower", "upper", "sampled"):
         np.testing.assert_array_equal(scale * getattr(one, name), getattr(other, name))
 
 
 def test_permuting_hidden_neurons_changes_nothing():
-    rng = np.random.default_rng(0)
-    network = networks.dense((6, 7, 7, 5))
-    ws = [rng.normal(size=(1, *shape)).astype(np.float32) for shape in network.weight_shapes]
-    order = rng.permutation(7)
+    ws = given_targets()
+    order = np.random.default_rng(0).permutation(5)
     permuted = [ws[0][:, order], ws[1][:, :, order], ws[2]]
-    results = []
-    for targets in (ws, permuted):
-        run = engine.prepare(
-            network, targets, pruning.magnitude, Fraction(0.3), trials=1, domain=SMALL
-        )
-        results.append(gather(run))
+    one = measured_given_targets()
+    other = gather(over_ball(permuted, pruning.magnitude, Fraction(0.3), trials=TARGETS))
     for name in ("lower", "upper", "sampled"):
-        np.testing.assert_allclose(*(getattr(r, name) for r in results), rtol=1e-5)
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5)
 
 
 def test_given_targets_rows_and_accuracy():
@@ -649,7 +724,8 @@ def test_distances_on_a_data_set():
             domain=rows,
         )
 
-    tally = simulate(w, x)
+    # Each row twice, so that the run with as many rows of zeros is the same program.
+    tally = simulate(w, np.concatenate([x, x]))
     order = np.argsort(np.abs(w.reshape(50, 12)), axis=1)
     gone = np.zeros((50, 12))
     smallest = np.take_along_axis(w.reshape(50, 12), order[:, :4], 1)
@@ -863,8 +939,7 @@ def test_blas_has_its_threads_back_when_the_last_of_several_runs_ends():
     threads = lambda: {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
     before = threads()
     with threadpool_limits(2, "blas"):
-        run = engine.prepare(networks.dense((3, 2)), LAW, pruning.random, Fraction(0.5),
-                             layers="all", domain=SMALL, trials=8, block=2)  # fmt: skip
+        run = over_rows(trials=200)
         first, second = engine.run_blocks(run), engine.run_blocks(run)
         next(first), next(second)
         assert threads() == {1}

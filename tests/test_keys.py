@@ -41,15 +41,25 @@ def all_keys(high, low):
     return jax.random.key_data(drawn)
 
 
+TOGETHER = 2**16
+
+
 def packed(high, low):
-    """Keys as uint64, `(trials, purposes * layers)`."""
-    drawn = np.asarray(all_keys(high, low)).astype(np.uint64)
-    return ((drawn[..., 0] << np.uint64(32)) | drawn[..., 1]).reshape(len(high), -1)
+    """Keys as uint64, `(trials, purposes * layers)`; one program, whatever the number of trials."""
+    count = len(high)
+    size = -(-count // TOGETHER) * TOGETHER
+    high, low = np.resize(high, size), np.resize(low, size)
+    parts = [
+        np.asarray(all_keys(high[i : i + TOGETHER], low[i : i + TOGETHER]))
+        for i in range(0, size, TOGETHER)
+    ]
+    drawn = np.concatenate(parts)[:count].astype(np.uint64)
+    return ((drawn[..., 0] << np.uint64(32)) | drawn[..., 1]).reshape(count, -1)
 
 
-def test_no_key_of_a_million_trials_is_there_twice():
+@pytest.mark.parametrize("count", [2**17, pytest.param(1_000_000, marks=pytest.mark.ci)])
+def test_no_key_of_a_million_trials_is_there_twice(count):
     """All layers and purposes, across 2^32. Keys of 64 bits would collide with probability 1e-6."""
-    count = 1_000_000
     drawn = packed(*words(2**32 - count // 2, count))
     assert np.unique(drawn).size == drawn.size == 6 * count
     # Trial ids that lose their high word have keys twice, and are seen.
@@ -110,6 +120,21 @@ def test_allowed_seeds_have_roots_of_their_own():
     assert len(roots) == len(seeds)
     same = jax.random.key_data(keys.root_key(np.uint32(2**32 - 1)))
     np.testing.assert_array_equal(same, jax.random.key_data(keys.root_key(2**32 - 1)))
+
+
+def test_a_session_of_the_old_stream_is_refused():
+    with jax.threefry_partitionable(False):
+        with pytest.raises(ValueError, match=r"^jax_threefry_partitionable = False"):
+            keys.root_key(0)
+
+
+@pytest.mark.parametrize("name", ["rbg", "unsafe_rbg"])
+def test_another_default_generator_draws_the_same_weights_and_masks(name):
+    expected = engine.draw(some_run(), 5)
+    with jax.default_prng_impl(name):
+        drawn = engine.draw(some_run(), 5)
+    for a, b in zip(jax.tree.leaves(drawn), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +218,7 @@ print(tally.worst)
 """
 
 
+@pytest.mark.ci
 def test_a_session_s_generator_changes_no_bit_or_the_run_is_refused():
     def told(**settings):
         return subprocess.run(

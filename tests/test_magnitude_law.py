@@ -45,13 +45,20 @@ def case(request):
     """The law, its weights `(trials, out, in)`, the masks, and the cdf of |w| at the weights."""
     law, cdf = CASES[request.param]
     scale = law.scale(*LAYER.fans)
-    key = jax.random.key(11, impl="threefry2x32")
-    bits = jax.random.bits(key, (TRIALS, *LAYER.weight_shape), jnp.uint32)
-    w = laws.sample(law.family, jnp.float32(scale), bits)
     level = pruning.magnitude.level(pruning.Count(REMOVED), COUNT)
-    masks = jax.vmap(lambda w: pruning.magnitude.mask(key, w, level))(w)
+
+    @jax.jit
+    def draw(bits):
+        w = laws.sample(law.family, jnp.float32(scale), bits)
+        return w, jax.vmap(lambda w: pruning.magnitude.mask(None, w, level))(w)
+
+    w, masks = draw(random_words(11, (TRIALS, *LAYER.weight_shape)))
     w, kept = np.asarray(w, np.float64), np.asarray(masks)
     return law, w, kept, cdf(np.abs(w) / scale)
+
+
+def random_words(seed, shape):
+    return np.random.default_rng(seed).integers(0, 2**32, shape, np.uint32)
 
 
 def smallest_kept(values, kept):
@@ -98,8 +105,8 @@ def test_norm_bound_of_the_removed_part_holds(case):
 def test_kept_energy_is_the_limit_of_the_simulated_one(name):
     law, _ = CASES[name]
     q, count = 0.3, 2**18
-    bits = jax.random.bits(jax.random.key(5, impl="threefry2x32"), (count,), jnp.uint32)
-    squares = np.sort(np.asarray(laws.sample(law.family, jnp.float32(1.0), bits), np.float64) ** 2)
+    sample = jax.jit(lambda bits: laws.sample(law.family, jnp.float32(1.0), bits))
+    squares = np.sort(np.asarray(sample(random_words(5, count)), np.float64) ** 2)
     removed = round(q * count)
     kept = squares[removed:].sum() / (count * law.family.variance)
     # Standard deviation of E[X²; |X| > τ_q] estimated by one sample: that of X² and of τ.

@@ -3,9 +3,9 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from streams import run
@@ -32,6 +32,13 @@ stdin_input_raw|  1.20e+07  |3290218542|
 """
 
 
+@partial(jax.jit, static_argnums=0)
+def words_of(stream, root, purpose, layer, high, low):
+    """Words of a trial by the package and by JAX."""
+    key = keys.trial_key(root, purpose, layer, (high, low))
+    return bits.random_bits(key, (run.WORDS,), stream), jax.random.bits(key, (run.WORDS,))
+
+
 @pytest.mark.parametrize("order", run.ORDERS)
 @pytest.mark.parametrize("stream", bits.STREAMS)
 def test_words_are_those_of_the_trials_in_the_documented_order(stream, order):
@@ -45,25 +52,28 @@ def test_words_are_those_of_the_trials_in_the_documented_order(stream, order):
         x = np.moveaxis(got.reshape(run.WORDS, run.TOGETHER, *shape), 0, -1)
     for one, layer, purpose in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (255, 3, 2)]:
         mine = (seed + one, number) if order == "seeds" else (seed, number * run.TOGETHER + one)
-        trial = (jnp.uint32(high), jnp.uint32(mine[1]))
-        key = keys.trial_key(keys.root_key(mine[0]), purpose, layer, trial)
-        expected = bits.random_bits(key, (run.WORDS,), stream)
+        trial = (np.uint32(high), np.uint32(mine[1]))
+        expected, standard = words_of(stream, keys.root_key(mine[0]), purpose, layer, *trial)
         if stream == bits.STANDARD:
-            np.testing.assert_array_equal(expected, jax.random.bits(key, (run.WORDS,), jnp.uint32))
+            np.testing.assert_array_equal(expected, standard)
         np.testing.assert_array_equal(x[one, layer, purpose], expected)
 
 
 def test_a_control_of_twenty_rounds_is_the_standard_stream(monkeypatch):
-    trial = jnp.uint32(1), jnp.uint32(LAST)
+    trial = np.uint32(1), np.uint32(LAST)
     for order in run.ORDERS:
         expected = run.roots("threefry-20", order, 5)
         monkeypatch.setattr(bits, "STREAMS", {})
         got = run.roots("threefry-20", order, 5)
         monkeypatch.undo()
         np.testing.assert_array_equal(got, jax.random.key_data(expected))
-    words = run.drawn("threefry-20", keys.root_key(5), trial)
+    words = jax.jit(partial(run.drawn, "threefry-20"))(keys.root_key(5), trial)
     root = jax.random.key_data(keys.root_key(5))
-    np.testing.assert_array_equal(run.controlled(20, root, trial), words)
+    controlled = jax.jit(partial(run.controlled, 20))(root, trial)
+    np.testing.assert_array_equal(controlled, words)
+
+
+THREEFRY = jax.jit(bits._threefry, static_argnums=0)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,7 @@ def test_a_control_of_twenty_rounds_is_the_standard_stream(monkeypatch):
     ],
 )
 def test_thirteen_rounds_give_the_known_answers_of_random123(key, counter, expected):
-    words = bits._threefry(bits.STREAMS[bits.FAST], *map(jnp.uint32, (*key, *counter)))
+    words = THREEFRY(bits.STREAMS[bits.FAST], *map(np.uint32, (*key, *counter)))
     assert tuple(map(int, words)) == expected
 
 

@@ -148,7 +148,8 @@ def roots(stream: str, order: str, seed: int) -> jax.Array:
         return jnp.stack([keys.root_key(s) for s in seeds])
     rounds = int(stream.split("-")[1])
     first = jnp.stack([jnp.zeros(len(seeds), jnp.uint32), jnp.array(seeds, jnp.uint32)], -1)
-    return jax.vmap(lambda key: fold_in(rounds, key, jnp.uint32(keys.STREAM_VERSION)))(first)
+    version = lambda key: fold_in(rounds, key, jnp.uint32(keys.STREAM_VERSION))
+    return jax.jit(jax.vmap(version))(first)
 
 
 def blocks(stream: str, order: str, seed: int, high: int) -> Iterator[np.ndarray]:
