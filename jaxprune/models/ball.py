@@ -150,8 +150,9 @@ def _at(network, weights, removed, x, found, *, beside=False):
         return float(found)
     x = np.asarray(x, np.float64)
     x = x / np.maximum(np.linalg.norm(x.reshape(-1, x.shape[-1]), axis=0), 1.0)
+    if beside:
+        x = np.concatenate([x, np.ones((1, *x.shape[1:]))])
     with jax.enable_x64(True):
-        x = _with_ones(jnp.asarray(x)) if beside else x
         d = _difference(network, *widened((weights, removed, x)))
         return float(np.linalg.norm(np.asarray(d).reshape(-1, d.shape[-1]), axis=0).max())
 
