@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 
 import equinox as eqx
 import jax
@@ -17,6 +18,7 @@ from jaxprune import models
 from jaxprune.models import Masks, Model, ball_gap, moves, prune
 
 STEPS = 150
+ci = pytest.mark.ci
 
 
 class FlaxMLP(nnx.Module):
@@ -92,16 +94,16 @@ def as_others_have_it():
 
 
 def digits(shape):
-    """Training and test images and classes; the test images are drawn at random."""
+    """Training images and classes, and one batch of test images, which are drawn at random."""
     x, y = load_digits(return_X_y=True)
     place = np.random.default_rng(0).permutation(len(x))
     x, y = (x[place] / 16).astype(np.float32).reshape(-1, *shape), y[place].astype(np.int32)
-    return x[:1000], y[:1000], x[1000:], y[1000:]
+    return x[:1000], y[:1000], x[1000:1256], y[1000:1256]
 
 
 def train_flax(model, x, y):
     model.train()
-    optimizer = nnx.Optimizer(model, optax.adam(5e-3), wrt=nnx.Param)
+    optimizer = nnx.jit(lambda m: nnx.Optimizer(m, optax.adam(5e-3), wrt=nnx.Param))(model)
 
     @nnx.jit
     def step(model, optimizer, x, y):
@@ -119,7 +121,7 @@ def train_flax(model, x, y):
 
 def train_equinox(model, x, y):
     optimizer = optax.adam(5e-3)
-    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    state = jax.jit(optimizer.init)(eqx.filter(model, eqx.is_inexact_array))
 
     @eqx.filter_jit
     def step(model, state, x, y):
@@ -136,27 +138,45 @@ def train_equinox(model, x, y):
     return model
 
 
+# Made under `jit`: one program a model, not one for each operation.
 MODELS = {
-    "flax mlp": ((64,), train_flax, lambda: FlaxMLP(64, 32, 10, rngs=nnx.Rngs(0))),
-    "flax cnn": ((8, 8, 1), train_flax, lambda: FlaxCNN(rngs=nnx.Rngs(0))),
-    "equinox mlp": ((64,), train_equinox, lambda: EquinoxMLP(jax.random.key(0))),
-    "equinox cnn": ((1, 8, 8), train_equinox, lambda: EquinoxCNN(jax.random.key(0))),
+    "flax mlp": ((64,), train_flax, nnx.jit(lambda: FlaxMLP(64, 32, 10, rngs=nnx.Rngs(0)))),
+    "flax cnn": ((8, 8, 1), train_flax, nnx.jit(lambda: FlaxCNN(rngs=nnx.Rngs(0)))),
+    "equinox mlp": ((64,), train_equinox, eqx.filter_jit(lambda: EquinoxMLP(jax.random.key(0)))),
+    "equinox cnn": (
+        (1, 8, 8),
+        train_equinox,
+        eqx.filter_jit(lambda: EquinoxCNN(jax.random.key(0))),
+    ),
 }
+ALL = [
+    pytest.param(name, marks=() if name == "flax mlp" or name == "equinox mlp" else ci)
+    for name in MODELS
+]
+"""One of each library without `-m ci`."""
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """Each model and its test data."""
+@cache
+def trained(name):
+    """A model and its test data."""
+    shape, train, make = MODELS[name]
+    x, y, test_x, test_y = digits(shape)
+    return train(make(), x, y), test_x, test_y
 
-    def one(shape, train, make):
-        x, y, test_x, test_y = digits(shape)
-        return train(make(), x, y), test_x, test_y
 
-    return {name: one(*how) for name, how in MODELS.items()}
+@nnx.jit
+def of_flax(model, x):
+    return model(x)
+
+
+@eqx.filter_jit
+def of_equinox(model, x):
+    return jax.vmap(model)(x)
 
 
 def outputs(model, x):
-    return np.asarray(model(x) if isinstance(model, nnx.Module) else jax.vmap(model)(x))
+    of = of_flax if isinstance(model, nnx.Module) else of_equinox
+    return np.asarray(of(model, x))
 
 
 FIVE_LINES = """
@@ -168,16 +188,16 @@ print(moved.within(eps=EPS, delta=0.05).verdict)
 """
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_five_lines_for_a_model_never_seen(name, trained, capsys):
-    model, x, labels = trained[name]
+@pytest.mark.parametrize("name", ALL)
+def test_five_lines_for_a_model_never_seen(name, capsys):
+    model, x, labels = trained(name)
     given = {"model": model, "x": x}
     assert len(FIVE_LINES.strip().splitlines()) == 5
-    for eps, verdict in (("1000.0", "holds"), ("1e-3", "violated")):
-        exec(FIVE_LINES.replace("EPS", eps), given)
-        printed = capsys.readouterr().out
-        assert printed.splitlines()[-1] == verdict
-        assert "797 inputs: distance" in printed and "95 % of all inputs move at most" in printed
+    exec(FIVE_LINES.replace("EPS", "1000.0"), given)
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "holds"
+    assert "256 inputs: distance" in printed and "95 % of all inputs move at most" in printed
+    assert given["moved"].within(eps=1e-3, delta=0.05).verdict == "violated"
 
     masks, moved = given["masks"], given["moved"]
     # The libraries' own calls of the model and its pruned copy see the same.
@@ -197,9 +217,10 @@ def test_five_lines_for_a_model_never_seen(name, trained, capsys):
     assert biases and all(left[bias].kept == left[bias].weights for bias in biases)
 
 
+@ci
 @pytest.mark.parametrize("name", MODELS)
-def test_named_layers_are_left_alone(name, trained, tmp_path):
-    model, x, _ = trained[name]
+def test_named_layers_are_left_alone(name, tmp_path):
+    model, x, _ = trained(name)
     weights = list(models.select(model))
     masks = prune(model, "magnitude", 0.8, layers=weights[:-1])
     summary = masks.summary(model)
@@ -216,15 +237,17 @@ def test_named_layers_are_left_alone(name, trained, tmp_path):
     assert {row.path for row in both.summary(model).pruned} == set(weights)
 
 
+@ci
 @pytest.mark.parametrize("name", ["flax mlp", "flax cnn", "equinox cnn"])
-def test_other_models_are_no_stacks(name, trained):
-    model, _, _ = trained[name]
+def test_other_models_are_no_stacks(name):
+    model, _, _ = trained(name)
     with pytest.raises(ValueError):
         ball_gap(model, prune(model, amount=0.8))
 
 
-def test_a_trained_stack_over_the_whole_ball(trained):
-    model, x, _ = trained["equinox mlp"]
+@ci
+def test_a_trained_stack_over_the_whole_ball():
+    model, x, _ = trained("equinox mlp")
     masks = prune(model, "magnitude", 0.5)
     gap = ball_gap(model, masks)
     assert 0 < gap.lower <= gap.upper < 20 * gap.lower
@@ -239,6 +262,7 @@ class LinenMLP(linen.Module):
         return linen.Dense(10)(linen.relu(linen.Dense(32)(x)))
 
 
+@ci
 def test_linen_is_a_pair():
     module, x = LinenMLP(), digits((64,))[2]
     variables = module.init(jax.random.key(0), x)
@@ -289,13 +313,17 @@ class EquinoxStack(eqx.Module):
         return x
 
 
+@ci
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("kind", ["flax", "equinox"])
 def test_convolutions_over_the_whole_ball(kind, biased):
     network = jp.convolutional((1, 4, 6), 8, 3, outputs=10)
     flax = kind == "flax"
     key = jax.random.key(0)
-    model = FlaxStack(biased, rngs=nnx.Rngs(0)) if flax else EquinoxStack(biased, key)
+    if flax:
+        model = nnx.jit(lambda: FlaxStack(biased, rngs=nnx.Rngs(0)))()
+    else:
+        model = eqx.filter_jit(lambda: EquinoxStack(biased, key))()
     masks = prune(model, "magnitude", 0.5)
     if biased:
         masks = masks & prune(model, "magnitude", 0.5, layers="*.bias")
@@ -309,7 +337,7 @@ def test_convolutions_over_the_whole_ball(kind, biased):
 
 
 def test_models_in_training_are_refused():
-    model = FlaxMLP(64, 32, 10, rngs=nnx.Rngs(0))
+    model = MODELS["flax mlp"][-1]()
     model.train()
     with pytest.raises(ValueError, match=r"has deterministic = False|has use_running_average"):
         Model.of(model)
@@ -329,6 +357,7 @@ class Noisy(eqx.Module):
         return self.parts[1](self.linear(x), key=jax.random.key(1))
 
 
+@ci
 def test_equinox_modules_in_training_are_refused():
     model, x = Noisy(0.5), np.ones((3, 6), np.float32)
     masks = prune(model, amount=0.5)
@@ -357,6 +386,7 @@ class Tied(nnx.Module):
         return self.second(nnx.relu(self.first(x)))
 
 
+@ci
 def test_a_variable_in_two_places_is_one_array():
     model = Tied(nnx.Rngs(0))
     names = ["first.bias", "first.kernel", "second.bias"]
@@ -388,6 +418,7 @@ class SharedEquinox(eqx.Module):
         return second(jax.nn.relu(first(x)))
 
 
+@ci
 def test_arrays_that_equinox_shares():
     model = SharedEquinox(jax.random.key(0))
     masks = prune(model, amount=0.5)
@@ -403,6 +434,7 @@ def test_arrays_that_equinox_shares():
     assert list(prune([layer, layer], amount=0.5)) == ["0.weight", "1.weight"]
 
 
+@ci
 def test_a_tuple_of_two_modules_is_no_pair():
     key = jax.random.key(0)
     layers = eqx.nn.Linear(3, 4, key=key), eqx.nn.Linear(4, 2, key=key)
@@ -417,16 +449,17 @@ def test_a_tuple_of_two_modules_is_no_pair():
     assert moved.largest == 0.0
 
 
-def test_statistics_are_part_of_the_model(trained):
+def test_statistics_are_part_of_the_model():
     """A norm's running averages are arrays of the model: compared, kept, in float64 as well."""
-    model, _, _ = trained["flax mlp"]
+    model, _, _ = trained("flax mlp")
     assert {"bn.mean", "bn.var"} <= set(models.arrays(Model.of(model).params))
     assert "bn.mean" not in prune(model, amount=0.8)
 
 
+@ci
 @pytest.mark.parametrize("name", ["flax mlp", "equinox cnn"])
-def test_random_masks_of_a_trained_model(name, trained):
-    model, x, labels = trained[name]
+def test_random_masks_of_a_trained_model(name):
+    model, x, labels = trained(name)
     draw = lambda key: prune(model, "random", 0.1, key=key)
     tally = models.simulate_masks(model, draw, x[:100], labels[:100], eps=[1e-3, 1e3], trials=100)
     assert tally.counts(1e3).close == 100 and tally.counts(1e-3).far == 100
@@ -434,6 +467,7 @@ def test_random_masks_of_a_trained_model(name, trained):
     assert 0 < low <= high < 1.02 * low
 
 
+@ci
 def test_a_package_that_was_never_imported_is_not_asked():
     code = (
         "import sys, numpy as np, jaxprune as jp\n"

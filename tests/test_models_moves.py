@@ -8,46 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from small_models import applied, apply, dense_stack, outputs64, smallest_removed
 
 from jaxprune import models
 from jaxprune.models import Masks, Moves, moves, simulate_masks
 from jaxprune.statistics import Claim, Counts, judge
 
 KEY = jax.random.key(3, impl="threefry2x32")
+ci = pytest.mark.ci
 
 
-def mlp(dtype=np.float32, widths=(6, 16, 4)):
-    rng = np.random.default_rng(0)
-    shapes = zip(widths[1:], widths[:-1], strict=True)
-    return [
-        {"w": rng.normal(size=s).astype(dtype), "b": rng.normal(size=s[0]).astype(dtype)}
-        for s in shapes
-    ]
+def mlp(widths=(6, 16, 4)):
+    return dense_stack(widths)
 
 
-def apply(params, x):
-    *hidden, last = params
-    for layer in hidden:
-        x = jax.nn.relu(x @ layer["w"].T + layer["b"][None])
-    return x @ last["w"].T + last["b"][None]
-
-
-def by_numpy(params, x):
-    *hidden, last = [{k: np.asarray(v, np.float64) for k, v in p.items()} for p in params]
-    for layer in hidden:
-        x = np.maximum(x @ layer["w"].T + layer["b"], 0.0)
-    return x @ last["w"].T + last["b"]
-
-
-def data(n=700, d=6):
+def data(n=256, d=6):
+    """One batch, unless n is larger."""
     return np.random.default_rng(1).normal(size=(n, d)).astype(np.float32)
 
 
 def test_distances_classes_and_labels_are_numpy_s():
-    params, x = mlp(), data()
-    masks = models.prune(params, amount=0.5)
-    kept = [{**p, "w": np.where(masks[f"{i}.w"], p["w"], 0)} for i, p in enumerate(params)]
-    y, after = by_numpy(params, x), by_numpy(kept, x)
+    params, x = mlp(), data(700)
+    masks = smallest_removed(params, 0.5)
+    y, after = outputs64(params, x), outputs64(applied(params, masks), x)
     labels = np.random.default_rng(2).integers(4, size=len(x))
     moved = moves((params, apply), masks, x, labels)
     expected = np.linalg.norm(y - after, axis=1)
@@ -63,18 +46,18 @@ def test_distances_classes_and_labels_are_numpy_s():
     assert "change class" in str(moved) and f"{moved.correct} were correct" in str(moved)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64, 10_000])
+@pytest.mark.parametrize("batch", [*(pytest.param(n, marks=ci) for n in (1, 7, 64)), 100, 10_000])
 def test_batches_do_not_matter(batch):
-    params, x = mlp(), data(50)
-    masks = models.prune(params, amount=0.5)
+    params, x = mlp(), data()
+    masks = smallest_removed(params, 0.5)
     whole, parts = moves((params, apply), masks, x), moves((params, apply), masks, x, batch=batch)
     np.testing.assert_allclose(parts.distances, whole.distances, rtol=1e-4, atol=1e-6)
 
 
 def test_nothing_pruned_moves_nothing():
-    moved = moves((mlp(), apply), models.prune(mlp(), amount=0.0), data(40))
+    moved = moves((mlp(), apply), smallest_removed(mlp(), 0.0), data())
     assert moved.largest == 0.0 and moved.changed == 0
-    assert moved.counts(1e-3) == Counts(40, 0, 0, 0)
+    assert moved.counts(1e-3) == Counts(256, 0, 0, 0)
 
 
 def record(distances, sizes=None, error=0.0, **fields):
@@ -147,25 +130,26 @@ def test_changed_share_is_clopper_pearson():
         record([1.0]).changed_share()
 
 
-def test_whole_numbers_are_inputs():
+@pytest.mark.parametrize(
+    "kind", [np.int64, pytest.param(np.uint64, marks=ci), pytest.param(np.int8, marks=ci)]
+)
+def test_whole_numbers_are_inputs(kind):
     """Tokens of an embedding, in the type that NumPy gives them."""
     table = {"w": np.arange(1.0, 9.0, dtype=np.float32).reshape(4, 2)}
     masks = Masks({"w": np.arange(8).reshape(4, 2) != 5})
-    for kind in (np.int64, np.uint64, np.int8):
-        x = np.array([0, 2, 3], kind)
-        moved = moves((table, lambda p, x: jnp.asarray(p["w"])[x]), masks, x)
-        assert moved.distances.tolist() == [0.0, 6.0, 0.0]
+    x = np.array([0, 2, 3], kind)
+    moved = moves((table, lambda p, x: jnp.asarray(p["w"])[x]), masks, x)
+    assert moved.distances.tolist() == [0.0, 6.0, 0.0]
 
 
 def test_half_precision_widens_the_band():
-    params, x = mlp(), data(200)
-    half = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), params)
-    masks = models.prune(half, amount=0.5)
-    moved = moves((half, apply), masks, x.astype(jnp.bfloat16))
+    x = data(200).astype(jnp.bfloat16)
+    half = {name: p.astype(jnp.bfloat16) for name, p in mlp().items()}
+    masks = smallest_removed(half, 0.5)
+    moved = moves((half, apply), masks, x)
     assert 1e-4 < moved.error < 0.1
-    kept = masks.apply(half)
-    x = np.asarray(x.astype(jnp.bfloat16), np.float64)
-    expected = np.linalg.norm(by_numpy(half, x) - by_numpy(kept, x), axis=1)
+    kept, x = applied(half, masks), x.astype(np.float64)
+    expected = np.linalg.norm(outputs64(half, x) - outputs64(kept, x), axis=1)
     low, high = moved.ends
     assert (low <= expected).all() and (expected <= high).all()
 
@@ -173,32 +157,43 @@ def test_half_precision_widens_the_band():
 def test_a_model_of_its_own_type_decides_nothing_until_told():
     pinned = lambda params, x: apply(params, x).astype(jnp.float32)
     params = mlp()
-    moved = moves((params, pinned), models.prune(params, amount=0.5), data())
+    moved = moves((params, pinned), smallest_removed(params, 0.5), data())
     assert math.isnan(moved.error)
-    assert moved.counts(100.0) == Counts(0, 700, 0, 0)
+    assert moved.counts(100.0) == Counts(0, 256, 0, 0)
     assert moved.within(100.0).verdict == "undecided"
     assert moved.quantile(0.5) == (0.0, np.inf)
     assert replace(moved, error=0.0).within(100.0).verdict == "holds"
 
 
-@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("how", ["layer", "scan", "branch"])
+SHORT = [("layer", jnp.bfloat16), ("scan", jnp.float16), ("branch", jnp.float32)]
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        pytest.param(how, kind, marks=() if (how, kind) in SHORT else ci)
+        for how in ("layer", "scan", "branch")
+        for kind in (jnp.bfloat16, jnp.float16, jnp.float32)
+    ],
+)
 def test_a_hidden_layer_of_its_own_type_decides_nothing(kind, how):
     """The last layer, in the parameters' type, widens the output again."""
 
     def short(params, x):
-        first, last = params
-        narrow = lambda h: jax.nn.relu((h @ first["w"].T + first["b"][None]).astype(kind))
+        (first, b), (last, c) = (
+            (params[f"layers.{i}.weight"], params[f"layers.{i}.bias"]) for i in range(2)
+        )
+        narrow = lambda h: jax.nn.relu((h @ first.T + b[None]).astype(kind))
         if how == "scan":
             h = jax.lax.scan(lambda c, _: (c, narrow(x).astype(x.dtype)), 0, None, 1)[1][0]
         elif how == "branch":
             h = jax.lax.cond(x[0, 0] > 9, lambda x: 0 * narrow(x), narrow, x)
         else:
             h = narrow(x)
-        return h.astype(x.dtype) @ last["w"].T + last["b"][None]
+        return h.astype(x.dtype) @ last.T + c[None]
 
     params = mlp()
-    masks = models.prune(params, amount=0.5)
+    masks = smallest_removed(params, 0.5)
     moved = moves((params, short), masks, data())
     assert math.isnan(moved.error) and moved.within(100.0).verdict == "undecided"
     assert replace(moved, error=0.0).within(100.0).verdict == "holds"
@@ -208,26 +203,26 @@ def test_a_hidden_layer_of_its_own_type_decides_nothing(kind, how):
 
 def test_constants_of_other_types_do_not_matter():
     """Nor do truth values as floats, which are exact."""
-    shift, params = jnp.linspace(0.0, 1.0, 6, dtype=jnp.float32), mlp()
+    shift, params = jnp.asarray(np.linspace(0.0, 1.0, 6, dtype=np.float32)), mlp()
     scaled = lambda p, x: apply(p, (x - shift[None]) * (x > 0).astype(jnp.float32))
-    moved = moves((params, scaled), models.prune(params, amount=0.5), data())
+    moved = moves((params, scaled), smallest_removed(params, 0.5), data())
     assert 0 < moved.error < 1e-6
 
 
 def test_nan_weights_and_inputs_are_counted():
-    params, x = mlp(), data(100)
-    masks = models.prune(params, amount=0.5)
+    params, x = mlp(), data()
+    masks = smallest_removed(params, 0.5)
     x[3, 0], x[5, 1] = np.nan, np.inf
     # NumPy finds NaN largest, and so class 0 where all outputs are.
-    moved = moves((params, apply), masks, x, np.zeros(100, int))
+    moved = moves((params, apply), masks, x, np.zeros(256, int))
     finite = np.isfinite(x).all(1)
-    assert moved.counts(1e6) == Counts(98, 0, 0, 2)
-    assert moved.correct == (by_numpy(params, x[finite]).argmax(1) == 0).sum()
-    kept = [{**p, "w": np.where(masks[f"{i}.w"], p["w"], 0)} for i, p in enumerate(params)]
-    assert moved.pruned_correct == (by_numpy(kept, x[finite]).argmax(1) == 0).sum()
-    params[1]["b"][0] = np.nan
+    assert moved.counts(1e6) == Counts(254, 0, 0, 2)
+    assert moved.correct == (outputs64(params, x[finite]).argmax(1) == 0).sum()
+    kept = applied(params, masks)
+    assert moved.pruned_correct == (outputs64(kept, x[finite]).argmax(1) == 0).sum()
+    params["layers.1.bias"][0] = np.nan
     moved = moves((params, apply), masks, x)
-    assert moved.counts(1e6) == Counts(0, 0, 0, 100) and moved.changed == 0
+    assert moved.counts(1e6) == Counts(0, 0, 0, 256) and moved.changed == 0
 
 
 @pytest.mark.parametrize(
@@ -249,15 +244,18 @@ def test_nan_weights_and_inputs_are_counted():
         ),
         (lambda m, k: moves(m, k, data(5), batch=0), "batch = 0"),
         (lambda m, k: moves(m, dict(k), data(5)), "the Masks that prune gives, a model, or"),
-        (lambda m, k: moves(m, m[0][:1], data(5)), "parameters like the model's own are needed"),
-        (lambda m, k: moves(m, mlp(widths=(6, 15, 4)), data(5)), "like the model's own"),
-        (lambda m, k: moves(m, mlp(np.float16), data(5)), "like the model's own"),
+        (lambda m, k: moves(m, mlp((6, 4)), data(5)), "parameters like the model's own are needed"),
+        (lambda m, k: moves(m, mlp((6, 15, 4)), data(5)), "like the model's own"),
         (
-            lambda m, k: moves(m, (mlp(widths=(6, 16, 3)), apply), data(5)),
+            lambda m, k: moves(m, {p: w.astype(np.float16) for p, w in mlp().items()}, data(5)),
+            "like the model's own",
+        ),
+        (
+            lambda m, k: moves(m, (mlp((6, 16, 3)), apply), data(5)),
             r"pruned: outputs of shape \(3,\); \(4,\) is needed",
         ),
         (
-            lambda m, k: moves(m, (mlp(widths=(7, 16, 4)), apply), data(5)),
+            lambda m, k: moves(m, (mlp((7, 16, 4)), apply), data(5)),
             r"x: float32 of shape \(5, 6\); .* pruned said TypeError: dot_general",
         ),
         (
@@ -269,7 +267,7 @@ def test_nan_weights_and_inputs_are_counted():
         (lambda m, k: moves(m, k, np.array(["a", "b"])), r"x: <U1 of shape \(2,\); numbers"),
         (lambda m, k: moves(m, k, [[1.0], [1.0, 2.0]]), "x: an array"),
         (lambda m, k: moves(m, Masks({"9.w": np.ones((1, 1), bool)}), data(5)), "9.w"),
-        (lambda m, k: moves(m[0], k, data(5)), "model of type list"),
+        (lambda m, k: moves(m[0], k, data(5)), "model of type dict"),
         (lambda m, k: moves((m[0], lambda p, x: (x, x)), k, data(5)), "gives tuple for 5 inputs"),
         (lambda m, k: moves((m[0], lambda p, x: x[0]), k, data(5)), "one array of floats"),
         (lambda m, k: moves((m[0], lambda p, x: x > 0), k, data(5)), "gives bool of shape"),
@@ -291,15 +289,15 @@ def test_nan_weights_and_inputs_are_counted():
 def test_bad_arguments(call, said):
     model = mlp(), apply
     with pytest.raises(ValueError, match=said) as error:
-        call(model, models.prune(model[0], amount=0.5))
+        call(model, smallest_removed(model[0], 0.5))
     assert "\n" not in str(error.value)
 
 
 def test_another_model_is_compared_as_it_is():
     """One trained further has other weights, and biases, than masks give."""
     params, x = mlp(), data()
-    again = [{k: v * np.float32(0.9) for k, v in p.items()} for p in params]
-    expected = np.linalg.norm(by_numpy(params, x) - by_numpy(again, x), axis=1)
+    again = {name: p * np.float32(0.9) for name, p in params.items()}
+    expected = np.linalg.norm(outputs64(params, x) - outputs64(again, x), axis=1)
     model = params, apply
     # Rows are doubled and halved: another model with the same outputs.
     for other in (again, (again, apply), models.Model(lambda p, x: apply(p, 2 * x / 2), again)):
@@ -307,7 +305,7 @@ def test_another_model_is_compared_as_it_is():
         np.testing.assert_allclose(moved.distances, expected, rtol=1e-4, atol=1e-5)
         low, high = moved.ends
         assert (low <= expected).all() and (expected <= high).all() and 0 < moved.error < 1e-6
-        assert moved.pruned_correct == (by_numpy(again, x).argmax(1) == 0).sum()
+        assert moved.pruned_correct == (outputs64(again, x).argmax(1) == 0).sum()
     trained = models.iterative(model, "magnitude", 0.5, 2, after=lambda p, m: again)
     moved = moves(model, trained.params, x)
     np.testing.assert_array_equal(
@@ -370,9 +368,9 @@ def test_a_trial_depends_on_seed_and_number_alone():
 
 
 def test_a_simulated_trial_is_what_moves_says():
-    params, x = mlp(), data(60)
+    params, x = mlp(), data()
     masks = models.prune(params, "random", 0.3, key=KEY)
-    labels = np.arange(60) % 4
+    labels = np.arange(256) % 4
     done = []
     tally = simulate_masks(
         (params, apply), lambda key: masks, x, labels, eps=[1.0], trials=2, progress=done.append
@@ -386,13 +384,13 @@ def test_a_simulated_trial_is_what_moves_says():
     assert tally.mean_squared_gap()[0] == pytest.approx(squared, rel=1e-5)
     ratio = (moved.distances / moved.sizes).max()
     assert tally.relative_distance()[0] == pytest.approx(ratio, rel=1e-5)
-    assert (tally.labelled, tally.target_correct) == (60, 2 * moved.correct)
+    assert (tally.labelled, tally.target_correct) == (256, 2 * moved.correct)
     assert tally.pruned_correct == 2 * moved.pruned_correct
 
 
 def test_simulated_trials_that_are_not_finite():
-    params, x = mlp(), data(60)
+    params, x = mlp(), data()
     x[9, 2] = np.nan
-    fixed = models.prune(params, amount=0.5)
+    fixed = smallest_removed(params, 0.5)
     tally = simulate_masks((params, apply), lambda key: fixed, x, eps=[1.0, 1e6], trials=3)
     assert tally.counts(1e6) == Counts(0, 0, 0, 3)

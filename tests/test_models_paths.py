@@ -13,6 +13,14 @@ from jaxprune import models
 from jaxprune.models import Masks, Model, arrays, iterative, prune, replace, select
 
 
+def ones(*shape):
+    return np.ones(*shape, dtype=np.float32)
+
+
+def zeros(*shape):
+    return np.zeros(*shape, dtype=np.float32)
+
+
 @jax.tree_util.register_dataclass
 @dataclass
 class Layer:
@@ -34,10 +42,10 @@ class FlaxMLP(nnx.Module):
 
 
 def nested():
-    weight = jnp.ones((3, 2))
+    array = lambda *shape: jnp.asarray(np.ones(shape, np.float32))
     return {
-        "layers": [Layer(weight, jnp.zeros(3)), Layer(weight[:, :1], jnp.zeros(3))],
-        "steps": jnp.int32(7),
+        "layers": [Layer(array(3, 2), array(3)), Layer(array(3, 1), array(3))],
+        "steps": jnp.asarray(np.int32(7)),
         "scale": (np.ones(2),),
         "act": jnp.tanh,
         "count": 3,
@@ -57,40 +65,46 @@ def test_names_in_nested_trees():
 
 
 def test_a_bare_array_and_a_tuple():
-    assert list(arrays(jnp.ones((2, 2)))) == [""]
-    assert list(arrays((jnp.ones(2), [jnp.ones(3)]))) == ["0", "1.0"]
+    assert list(arrays(ones((2, 2)))) == [""]
+    assert list(arrays((ones(2), [ones(3)]))) == ["0", "1.0"]
+
+
+@nnx.jit
+def flax_mlp():
+    return FlaxMLP(4, 5, 3, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("of", [nnx.state, lambda m: m, lambda m: nnx.split(m)[1]])
 def test_flax_variables_go_by_their_own_names(of):
-    model = FlaxMLP(4, 5, 3, rngs=nnx.Rngs(0))
+    model = flax_mlp()
     assert list(select(of(model))) == ["linear1.kernel", "linear2.kernel"]
     assert {"bn.scale", "bn.mean", "dropout.rngs.key"} < set(arrays(of(model)))
 
 
 def test_flax_there_and_back():
-    graph, state = nnx.split(FlaxMLP(4, 5, 3, rngs=nnx.Rngs(0)))
-    model = nnx.merge(graph, replace(state, {"linear1.kernel": jnp.zeros((4, 5))}))
-    assert not model.linear1.kernel[...].any() and model.linear2.kernel[...].any()
+    graph, state = nnx.split(flax_mlp())
+    model = nnx.merge(graph, replace(state, {"linear1.kernel": jnp.asarray(zeros((4, 5)))}))
+    assert not np.asarray(model.linear1.kernel[...]).any()
+    assert np.asarray(model.linear2.kernel[...]).any()
 
 
 def test_equinox_modules():
-    model = eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0))
+    model = eqx.filter_jit(lambda: eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0)))()
     assert list(select(model)) == [f"layers.{i}.weight" for i in range(3)]
-    new = replace(model, {"layers.1.weight": jnp.zeros((8, 8))})
+    new = replace(model, {"layers.1.weight": zeros((8, 8))})
     assert new.activation is model.activation
     assert new.layers[0].weight is model.layers[0].weight
     assert not new.layers[1].weight.any()
-    assert new(jnp.ones(4)).shape == (3,)
+    assert eqx.filter_jit(new)(ones(4)).shape == (3,)
 
 
 def test_biases_of_equinox_convolutions_are_left_alone():
     """They have axes of length 1 behind the first."""
-    model = eqx.nn.Conv2d(1, 4, 3, key=jax.random.key(0))
+    model = eqx.filter_jit(lambda: eqx.nn.Conv2d(1, 4, 3, key=jax.random.key(0)))()
     assert model.bias.shape == (4, 1, 1)
     assert list(select(model)) == ["weight"]
     assert list(select(model, "bias")) == ["bias"]
-    assert list(select({"b": jnp.ones((1, 3)), "c": jnp.ones((3, 1))})) == ["b", "c"]
+    assert list(select({"b": ones((1, 3)), "c": ones((3, 1))})) == ["b", "c"]
 
 
 class Images(eqx.Module):
@@ -111,7 +125,7 @@ class Images(eqx.Module):
 
 
 def test_norms_are_left_alone_by_their_class():
-    model = Images(jax.random.key(0))
+    model = eqx.filter_jit(lambda: Images(jax.random.key(0)))()
     assert model.layers[1].weight.shape == (4, 3, 3) and model.layers[2].weight.shape == (4,)
     assert arrays(model)["scaled.g"].ndim == 2
     weights = ["layers.0.weight", "layers.4.weight", "scaled.layer.weight"]
@@ -125,7 +139,7 @@ def test_norms_are_left_alone_by_their_class():
 def test_norms_of_flax_are_left_alone():
     class Gain(nnx.Module):
         def __init__(self):
-            self.gain = nnx.Param(jnp.ones((2, 2)))
+            self.gain = nnx.Param(ones((2, 2)))
 
     class OwnNorm(Gain):
         pass
@@ -134,7 +148,7 @@ def test_norms_of_flax_are_left_alone():
         def __init__(self, rngs):
             self.a, self.b = Gain(), OwnNorm()
             self.c = nnx.GroupNorm(4, num_groups=2, rngs=rngs)
-            self.c.scale = nnx.Param(jnp.ones((4, 1)))
+            self.c.scale = nnx.Param(ones((4, 1)))
 
     assert list(select(Net(nnx.Rngs(0)))) == ["a.gain"]
 
@@ -155,7 +169,7 @@ def test_norms_of_flax_are_left_alone():
     ],
 )
 def test_norms_are_left_alone_by_their_names(name):
-    w = jnp.ones((3, 2))
+    w = ones((3, 2))
     assert list(select({name: w, "head.w": w})) == ["head.w"]
 
 
@@ -163,7 +177,7 @@ def test_norms_are_left_alone_by_their_names(name):
     "name", ["kernel", "vulnerable.w", "ebnf.w", "norm.proj.w", "layer_norm_block/linear.w", "b"]
 )
 def test_what_is_no_norm_is_pruned(name):
-    assert list(select({name: jnp.ones((3, 2))})) == [name]
+    assert list(select({name: ones((3, 2))})) == [name]
 
 
 def test_choices():
@@ -194,17 +208,17 @@ def test_bad_choices(layers, said):
 
 
 def test_the_parameters_of_a_pair_and_of_a_model():
-    tree, apply = {"w": jnp.ones((3, 2)), "b": np.zeros(3)}, lambda params, x: x
+    tree, apply = {"w": ones((3, 2)), "b": np.zeros(3)}, lambda params, x: x
     for model in ((tree, apply), Model(apply, tree)):
         assert list(arrays(model)) == ["b", "w"]
         masks = prune(model, amount=0.5)
         assert list(masks) == ["w"] and masks.summary(model).masked.kept == 3
         pruned = masks.apply(model)
-        assert type(pruned) is type(model) and int(arrays(pruned)["w"].sum()) == 3
+        assert type(pruned) is type(model) and arrays(pruned)["w"].sum() == 3
         assert Model.of(pruned).apply is apply and arrays(pruned)["b"] is tree["b"]
         assert iterative(model, "magnitude", 0.5, 2).params.keys() == tree.keys()
     seen = []
-    score = lambda params: seen.append(params) or {"w": jnp.ones((3, 2))}
+    score = lambda params: seen.append(params) or {"w": ones((3, 2))}
     prune((tree, apply), score, 0.5)
     assert seen[0] is tree  # a function of the parameters gets them alone
 
@@ -240,11 +254,11 @@ def test_long_doubles_are_refused():
 
 def test_bad_replacements():
     with pytest.raises(ValueError, match=r"did you mean 'layers\.0\.weight'"):
-        replace(nested(), {"layers.0.weigth": jnp.zeros((3, 2))})
+        replace(nested(), {"layers.0.weigth": zeros((3, 2))})
     with pytest.raises(ValueError, match="does not fit"):
-        replace(nested(), {"layers.0.weight": jnp.zeros((2, 3))})
+        replace(nested(), {"layers.0.weight": zeros((2, 3))})
 
 
 def test_two_leaves_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two leaves"):
-        arrays({"a.b": jnp.ones(1), "a": {"b": jnp.ones(1)}})
+        arrays({"a.b": ones(1), "a": {"b": ones(1)}})

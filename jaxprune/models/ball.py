@@ -121,7 +121,10 @@ def _without(read, removed, domain, key):
 
 def _with_biases(read, removed, domain, key):
     activation = read.network.activation
-    if not activation.positively_homogeneous or float(activation.fn(jnp.float32(1.0))) != 1.0:
+    if (
+        not activation.positively_homogeneous
+        or float(activation.fn(jnp.asarray(np.float32(1.0)))) != 1.0
+    ):
         needed = "a positively homogeneous s with s(1) = 1 (relu, leaky_relu, identity)"
         raise ValueError(f"stack = {activation}: biases need {needed}")
     pixels = _pixels(read.network.layers[0])
@@ -150,8 +153,9 @@ def _at(network, weights, removed, x, found, *, beside=False):
         return float(found)
     x = np.asarray(x, np.float64)
     x = x / np.maximum(np.linalg.norm(x.reshape(-1, x.shape[-1]), axis=0), 1.0)
+    if beside:
+        x = np.concatenate([x, np.ones((1, *x.shape[1:]))])
     with jax.enable_x64(True):
-        x = _with_ones(jnp.asarray(x)) if beside else x
         d = _difference(network, *widened((weights, removed, x)))
         return float(np.linalg.norm(np.asarray(d).reshape(-1, d.shape[-1]), axis=0).max())
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -266,8 +267,7 @@ def check_outputs(whole: Model, read: Known, which: str = "model") -> None:
       ValueError: the model gives something else, or computes in half precision.
     """
     shape = read.network.in_shape
-    x = inputs.sphere(keys.root_key(0), len(NORMS), shape)
-    x = np.asarray(x * per_column(jnp.asarray(NORMS, jnp.float32), x))
+    x = np.asarray(_probes(shape))
     rows = np.moveaxis(x, -1, 0)
     # Flax has channels last, and so have the images that come out.
     last = len(shape) > 1 and _last(read.paths[0]) == KERNEL
@@ -278,10 +278,9 @@ def check_outputs(whole: Model, read: Known, which: str = "model") -> None:
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         wide = widened((whole.params, given))
         kind = narrowest(whole.apply, *wide)
-        got = np.asarray(whole.apply(*wide), np.float64)
-        weights, offsets = widened((read.weights, read.offsets))
-        expected = read._replace(weights=weights, offsets=offsets)(jnp.asarray(x, jnp.float64))
-    expected = np.moveaxis(np.asarray(expected), -1, 0)
+        stack = widened((read.weights, read.offsets, x))
+        got, expected = _outputs(whole, read, wide, stack)
+    got, expected = np.asarray(got, np.float64), np.moveaxis(np.asarray(expected), -1, 0)
     if last and got.ndim == 4:
         got = np.moveaxis(got, -1, 1)
     if got.shape != expected.shape or not _agree(got, expected, kind or np.dtype(np.float64)):
@@ -289,6 +288,23 @@ def check_outputs(whole: Model, read: Known, which: str = "model") -> None:
             f"{which}: is not {' -> '.join(read.paths)} with {read.network.activation} between; "
             f"another order, stack or layout is needed ({LAYOUT})"
         )
+
+
+@partial(jax.jit, static_argnums=0)
+def _probes(shape):
+    """Inputs of the norms `NORMS`, as columns."""
+    x = inputs.sphere(keys.root_key(0), len(NORMS), shape)
+    return x * per_column(jnp.asarray(NORMS, jnp.float32), x)
+
+
+def _outputs(whole, read, of_model, of_stack):
+    """Outputs of the model and of the stack, compiled as one program."""
+
+    def both(of_model, of_stack):
+        weights, offsets, x = of_stack
+        return whole.apply(*of_model), read._replace(weights=weights, offsets=offsets)(x)
+
+    return jax.jit(both)(of_model, of_stack)
 
 
 def _agree(got, expected, kind):

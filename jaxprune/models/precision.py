@@ -15,8 +15,10 @@ def is_floating(a: Any) -> bool:
 
 
 def widened(tree: Any) -> Any:
-    """Every floating array in float64; under `jax.enable_x64`."""
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float64) if is_floating(a) else a, tree)
+    """Every floating array in float64, NumPy's in NumPy; under `jax.enable_x64`."""
+    # `jnp.asarray` compiles a program for each shape, though NumPy has widened the array by then.
+    wide = lambda a: (np if isinstance(a, np.ndarray) else jnp).asarray(a, np.float64)
+    return jax.tree.map(lambda a: wide(a) if is_floating(a) else a, tree)
 
 
 def narrowest(fn: Callable, *args: Any) -> np.dtype | None:

@@ -190,8 +190,13 @@ def _fitting(scores, shapes):
 
 def _refuse(scores, earlier, structure):
     """Raises a ValueError for scores that have no order, if they are known by now."""
+    # What NumPy has already is looked at there: no program has to be compiled for it.
+    on_host = all(isinstance(s, np.ndarray) for s in scores.values())
     try:
-        faults = {p: np.asarray(f) for p, f in _faults(scores, earlier).items()}
+        if on_host:
+            faults = _faults(scores, {p: np.asarray(mask) for p, mask in earlier.items()}, np)
+        else:
+            faults = {p: np.asarray(f) for p, f in _faults_on_device(scores, earlier).items()}
     except jax.errors.TracerArrayConversionError:
         return
     for path, (not_finite, negative) in faults.items():
@@ -204,12 +209,14 @@ def _refuse(scores, earlier, structure):
             raise ValueError(f"scores of {path}: some are below 0, where by='sum' is needed")
 
 
-@jax.jit
-def _faults(scores, earlier):
+def _faults(scores, earlier, of=jnp):
     """For each layer whether a score that matters is not finite, and whether one is negative."""
-    counts = lambda path, marks: jnp.any(marks & earlier[path] if path in earlier else marks)
-    of = lambda path, s: jnp.stack([counts(path, ~jnp.isfinite(s)), counts(path, s < 0)])
-    return {path: of(path, s) for path, s in scores.items()}
+    counts = lambda path, marks: of.any(marks & earlier[path] if path in earlier else marks)
+    both = lambda path, s: of.stack([counts(path, ~of.isfinite(s)), counts(path, s < 0)])
+    return {path: both(path, s) for path, s in scores.items()}
+
+
+_faults_on_device = jax.jit(_faults)
 
 
 def _precision(scores):
@@ -224,8 +231,8 @@ def _biases(params, structure, chosen, masks):
         return Masks()
     found, axis = floating(params), structure.axis
     bias_of = lambda path: ".".join([*path.split(".")[:-1], structure.bias])
-    kept = {}
-    for bias in {bias_of(path) for path in chosen if bias_of(path) != path} & found.keys():
+    feeding, shapes = {}, {}
+    for bias in sorted({bias_of(path) for path in chosen if bias_of(path) != path} & found.keys()):
         shape, size = found[bias].shape, found[bias].size
         beside = {path: w for path, w in found.items() if bias_of(path) == bias != path}
         # Equinox's convolutions have a bias with axes of length 1 behind the first.
@@ -238,8 +245,17 @@ def _biases(params, structure, chosen, masks):
             # Weights that were not chosen still feed their units.
             if path in chosen or (fits and w.ndim >= 2):
                 of[path] = masks.get(path, np.ones(w.shape, bool))
-        gone = _gone(of, structure)
-        kept[bias] = ~jnp.all(jnp.stack(list(gone.values())), 0).reshape(shape)
-    if not kept:
+        feeding[bias], shapes[bias] = of, shape
+    if not feeding:
         raise ValueError(f"bias = {structure.bias!r}: no chosen layer has one")
-    return Masks(kept)
+    return Masks(_biases_kept(feeding, structure, tuple(shapes.items())))
+
+
+@partial(jax.jit, static_argnames=("structure", "shapes"))
+def _biases_kept(feeding, structure, shapes):
+    """Masks of the biases, from those of the weights that feed their units."""
+    kept = {}
+    for bias, shape in shapes:
+        gone = _gone(feeding[bias], structure)
+        kept[bias] = ~jnp.all(jnp.stack(list(gone.values())), 0).reshape(shape)
+    return kept
