@@ -5,13 +5,15 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from jaxprune import report
 from jaxprune.report.words import plain
@@ -24,6 +26,13 @@ BROKEN_INVARIANT = 4
 INTERRUPTED = 130
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+CACHE_BYTES = 2**29
+"""Of compiled programs that stay when a command starts; the full plan's take about 2^24."""
+
+KEEP_ALL = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
 
 Result = dict[str, Any]
 
@@ -36,17 +45,39 @@ class Parser(argparse.ArgumentParser):
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs in the user's cache folder, by kind of processor.
+    """Keeps all compiled programs in the user's cache folder, by kind of processor.
 
     JAX's own setting, `JAX_COMPILATION_CACHE_DIR`, goes before; empty, it turns this off.
     """
+    # A file that cannot be read, or written, costs a compilation and is nobody's concern.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if CACHE in os.environ or jax.config.jax_compilation_cache_dir:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "jaxprune" / processor()
     with contextlib.suppress(OSError):  # no folder, no cache
         folder.mkdir(parents=True, exist_ok=True)
+        _make_room(folder, CACHE_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # Left alone, JAX keeps only what took a second to compile: most programs take less.
+        for name, value in KEEP_ALL.items():
+            if name.upper() not in os.environ:
+                jax.config.update(name, value)
+
+
+def _make_room(folder: Path, most: int) -> None:
+    """Removes the files of a folder that were not used for longest, until `most` bytes are left.
+
+    JAX's own limit, `jax_compilation_cache_max_size`, reads every file's age at every write, and
+    from a folder in which one age is missing, as after a kill, it never writes again.
+    """
+    files = [(path, path.stat()) for path in folder.iterdir() if path.is_file()]
+    size = sum(stat.st_size for _, stat in files)
+    for path, stat in sorted(files, key=lambda f: max(f[1].st_atime, f[1].st_mtime)):
+        if size <= most:
+            return
+        path.unlink(missing_ok=True)
+        size -= stat.st_size
 
 
 def add_outputs(command: argparse.ArgumentParser, name: str) -> None:
@@ -81,8 +112,8 @@ def carry_out(args: argparse.Namespace, study: Callable[[Callable], Result]) -> 
     started = time.perf_counter()
     try:
         check_outputs(out, args.json)
-        with progress_bar() as advance:
-            result = study(advance)
+        with progress_bar() as bar:
+            result = study(bar.advance)
     except ValueError as error:
         return fail(error, BAD_INPUT)
     except BrokenInvariant as error:
@@ -102,7 +133,7 @@ def carry_out(args: argparse.Namespace, study: Callable[[Callable], Result]) -> 
 
 def show(result: Result, folder: Path, spent: float, console: Console) -> None:
     """Prints a result, and where its files are."""
-    report.render(result, console)
+    report.summarize(result, console)
     print(f"\n{spent:.0f} s. {folder}/result.json: every number; {folder}/report.html: the plots.")
 
 
@@ -147,9 +178,21 @@ def check_new(name: str, path: Path) -> None:
         raise ValueError(f"{name} = {str(path)!r}: {str(folder)!r} is no folder one can write to")
 
 
+class Bar(NamedTuple):
+    """What a command shows while it is at work.
+
+    Attributes:
+      advance: a study's progress callback; None where there is no terminal, and nothing is drawn.
+      say: prints lines on stdout, above the bar where both are on a terminal.
+    """
+
+    advance: Callable | None
+    say: Callable[[Iterable[Text]], None]
+
+
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable | None]:
-    """Yields a study's progress callback; None where there is no terminal, and nothing is drawn."""
+def progress_bar() -> Iterator[Bar]:
+    """Yields what draws a bar on stderr, if that is a terminal."""
     columns = (
         BarColumn(24),
         TextColumn("{task.percentage:>3.0f} %"),
@@ -157,13 +200,22 @@ def progress_bar() -> Iterator[Callable | None]:
         TextColumn("{task.description}", markup=False),
     )
     console = Console(stderr=True)
+    drawn = console.is_terminal
+    # Without redirection: rich would send stdout to the bar's stderr, even if stdout is a file.
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns, console=console, transient=True, disable=not drawn, redirect_stdout=False
     ) as bar:
         task = bar.add_task("starting", total=None)
 
         def advance(p):
-            told = plain(f"{p.doing}: {p.note}" if p.note else p.doing)
-            bar.update(task, description=told, completed=p.done, total=p.total)
+            doing = plain(f"{p.doing}: {p.note}" if p.note else p.doing)
+            bar.update(task, description=doing, completed=p.done, total=p.total)
 
-        yield advance if console.is_terminal else None
+        def say(lines):
+            if drawn and sys.stdout.isatty():
+                for line in lines:
+                    console.print(line, soft_wrap=True)
+            else:
+                print_safely(lambda own: [own.print(line, soft_wrap=True) for line in lines])
+
+        yield Bar(advance if drawn else None, say)

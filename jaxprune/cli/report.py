@@ -36,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--account", type=int, default=0, metavar="N", help="split the gap by layer, on N pairs of "
         "each case that prunes two layers or more; needs the run's run.db (0: no account)"
     )  # fmt: skip
+    add("--table", action="store_true", help="print the result's tables, a row a claim, too")
     add("--csv", type=Path, metavar="FILE", help="a row a claim, in a new file")
     add("--parquet", type=Path, metavar="FILE", help="the same; needs jaxprune[tables]")
     return command
@@ -73,7 +74,13 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         return common.fail(common.reason(error, out), common.ENVIRONMENT)
     written = [str(path) for path in (out, args.csv, args.parquet) if path]
-    common.print_safely(lambda _: print(", ".join(written)))
+
+    def show(console):
+        if args.table:
+            report.render(result, console)
+        print(", ".join(written))
+
+    common.print_safely(show)
     return 0
 
 
@@ -85,8 +92,8 @@ def _accounts(folder, result, trials):
         plan, _ = sampling.reopened(store)
     if plan.hash != result["plan"]["hash"]:
         raise ValueError(f"account = {trials}: {str(path)!r} is of another plan than the result")
-    with common.progress_bar() as advance:
-        return accounts(plan, trials, advance)
+    with common.progress_bar() as bar:
+        return accounts(plan, trials, bar.advance)
 
 
 def read(run: Path) -> tuple[Path, dict]:

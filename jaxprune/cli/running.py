@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+from rich.text import Text
 
 from jaxprune import report, validation
 from jaxprune.cli import common
 from jaxprune.cli.stopping import Stopped
 from jaxprune.engine import Store, memory
+from jaxprune.report.words import plain
 from jaxprune.studies import kept, sampling
 from jaxprune.studies.kept import Kept
 from jaxprune.studies.sampling import Part
-from jaxprune.studies.verify import judged
+from jaxprune.studies.verify import Early, judged
 from jaxprune.types import BrokenInvariant
 
 _PATIENCE = 30 * 24 * 3600
@@ -122,8 +124,11 @@ def run_kept(
             if sample:
                 # What an audit has found, the next one answers, asked for or not.
                 share = 0.0 if args.audit is None and store.failed_audit else args.audit
-                with common.progress_bar() as advance:
-                    sampling.sample(plan, store, advance, part=part, seconds=seconds)
+                with common.progress_bar() as bar:
+                    completed = _telling(plan, store, made, bar, audited=share is not None)
+                    sampling.sample(
+                        plan, store, bar.advance, part=part, seconds=seconds, completed=completed
+                    )
                 if share is not None:
                     try:
                         sampling.audit(plan, store, share, part)
@@ -158,6 +163,24 @@ def run_kept(
 
     common.print_safely(show)
     return 0
+
+
+def _telling(plan, store, made, bar, *, audited):
+    """Prints the claims of each case once it has its trials, under its experiment's title."""
+    early, told = Early(plan, store, made, audited=audited), []
+
+    def completed(number):
+        cells = early(number)
+        if not told:
+            claims = sum(len(case.eps) for case in plan.cases)
+            bar.say(report.opening(plan.title, claims, plan.delta, audited=audited))
+        title = cells[0]["experiment"]
+        if title not in told[-1:]:
+            told.append(title)
+            bar.say([Text(plain(title), style="bold")])
+        bar.say(report.claim_lines(cells))
+
+    return completed
 
 
 def _tell_damaged(store: Store) -> None:

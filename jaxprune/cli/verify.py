@@ -19,13 +19,18 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "verify",
         help="sample the pairs of a plan and judge its claims",
         description="Samples pairs of target and pruned network, brackets each pair's gap,\nand "
-        "judges every claim P(gap <= eps) >= 1 - delta of the plan. Prints a table; writes\n"
-        "a folder with result.json and report.html.",
+        "judges every claim P(gap <= eps) >= 1 - delta of the plan. Prints each verdict as\n"
+        "soon as it is certain; writes a folder with result.json and report.html.",
         epilog=_plan_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
-        "--plan", type=Path, metavar="FILE.toml", help="a plan of your own (the default plan)"
+        "--plan",
+        type=Path,
+        default=plans.FIRST,
+        metavar="PLAN",
+        help=f"a bundled plan, {' or '.join(plans.BUNDLED)}, or a TOML file "
+        f"(default: {plans.FIRST})",
     )
     command.add_argument(
         "--trials", type=int, metavar="N", help="pairs in every simulation (the plan's)"
@@ -89,7 +94,8 @@ def _part(text: str | None) -> Part:
 
 
 def _plan_help() -> str:
-    lines = ["A plan has the keys", "", *_keys(plans.PLAN_KEYS)]
+    lines = ["Bundled plans:", "", *_keys(plans.BUNDLED), ""]
+    lines += ["A plan has the keys", "", *_keys(plans.PLAN_KEYS)]
     lines += ["", "and a table [[experiment]]", "", *_keys(plans.EXPERIMENT_KEYS)]
     return "\n".join(lines)
 

@@ -38,6 +38,18 @@ def render(result: dict[str, Any], console: Console) -> None:
         terminal.print_sections(_STUDIES[of].sections(result), console)
 
 
+def summarize(result: dict[str, Any], console: Console) -> None:
+    """Prints a result on one screen, as far as a study's tables do not.
+
+    Raises:
+      ValueError: no result of a study.
+    """
+    if kind(result) == VERIFY:
+        verify.summarize(result, console)
+    else:
+        render(result, console)
+
+
 def write_folder(result: dict[str, Any], folder: Path) -> None:
     """Writes `result.json` and `report.html` into a run's folder, the numbers first.
 

@@ -2,6 +2,7 @@
 
 import itertools
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxprune.report.words import (
     caption,
     claim,
     eps,
+    how_sure,
     limits,
     number,
     number_up,
@@ -25,7 +27,9 @@ from jaxprune.report.words import (
     slope,
     summary,
     target,
+    warnings,
 )
+from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, VIOLATED
 
 MAX_CURVES = 4
 """Survival curves of an experiment, one a pruning, amount and domain."""
@@ -39,6 +43,93 @@ _COLUMNS = (
     "sparsity",
 )  # fmt: skip
 _LEFT = ("verdict", "by theorem", "target", "pruning", "amount", "layer", "command")
+
+
+FEW_CLAIMS, MAX_EXPERIMENTS = 16, 12
+"""Of a summary: so many claims have a verdict each, else so many experiments have counts."""
+
+
+def opening(title: str, claims: int, delta: float, *, audited: bool) -> list[Text]:
+    """What stands above the lines of `claim_lines`."""
+    waits = "no verdict before the audit" if audited else "the verdict waits for other cases"
+    return [
+        Text(f"{plain(title)}: {claims} claims P(gap ≤ ε) ≥ {1.0 - delta:.12g}"),
+        Text(f"*: the ε that a theorem certifies; open: {waits}"),
+    ]
+
+
+def claim_lines(cells: Sequence[dict[str, Any]]) -> list[Text]:
+    """One case, a line a claim: case, epsilon, limits of P, verdict.
+
+    Args:
+      cells: of one case, with the keys that `studies.verify.Early` gives.
+    """
+    lines = []
+    for cell in cells:
+        verdict = cell["verdict"] or "open"
+        asked = f"P(gap ≤ {eps(cell)})"
+        line = Text(f"  {_named(cell):<34} {asked:<17} in {'–'.join(limits(cell))}  ")
+        lines.append(line.append(verdict, style=STYLES.get(verdict, "")))
+    return lines
+
+
+def _named(cell):
+    inputs = "" if cell["domain"] == "unit ball" else f", {cell['domain']}"
+    return plain(f"{target(cell)} {cell['pruning']} {cell['amount']}{inputs}")
+
+
+def summarize(result: dict[str, Any], console: Console) -> None:
+    """Prints what fits one screen: verdicts, or how many of each; how sure they are; warnings.
+
+    Args:
+      result: as returned by `studies.verify`.
+      console: rich's.
+    """
+    cells = result["cells"]
+    console.print()
+    if len(cells) <= FEW_CLAIMS:
+        _verdicts(cells, console)
+    else:
+        console.print(_counts(cells))
+    console.print(Text(claim(result)))
+    console.print(Text(f"*: the ε that a theorem certifies. Verdicts: {how_sure(result)}."))
+    for line in warnings(result):
+        console.print(Text(line))
+    console.print(Text(f"{summary(result)}.", style="bold"))
+
+
+def _verdicts(cells, console):
+    for title, group in itertools.groupby(cells, key=lambda cell: cell["experiment"]):
+        console.print(Text(plain(title), style="bold"))
+        for _, case in itertools.groupby(group, key=lambda cell: cell["case"]):
+            case = list(case)
+            line = Text(f"  {_named(case[0]):<34}  ε = ")
+            for i, cell in enumerate(case):
+                line.append(", " if i else "").append(f"{eps(cell)} ")
+                line.append(cell["verdict"], style=STYLES.get(cell["verdict"], ""))
+            console.print(line)
+
+
+def _counts(cells):
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("experiment", no_wrap=True, overflow="ellipsis")
+    names = [
+        v for v in (HOLDS, VIOLATED, UNDECIDED, ESTIMATED) if any(c["verdict"] == v for c in cells)
+    ]
+    for name in ("claims", *names, "certified"):
+        table.add_column(name, justify="right", no_wrap=True)
+    groups = itertools.groupby(cells, key=lambda cell: cell["experiment"])
+    groups = [(title, list(group)) for title, group in groups]
+    shown, rest = groups[:MAX_EXPERIMENTS], groups[MAX_EXPERIMENTS:]
+    if rest:
+        others = [cell for _, group in rest for cell in group]
+        shown.append((f"{len(rest)} more experiments", others))
+    for title, group in shown:
+        counts = Counter(cell["verdict"] for cell in group)
+        proved = sum(cell["by_theorem"] is not None for cell in group)
+        numbers = (len(group), *(counts[name] for name in names), proved)
+        table.add_row(Text(plain(title)), *map(str, numbers))
+    return table
 
 
 def render(result: dict[str, Any], console: Console) -> None:

@@ -122,23 +122,29 @@ def target(cell: dict[str, Any]) -> str:
     return cell["network"].split(",")[0]
 
 
+def how_sure(result: dict[str, Any]) -> str:
+    """How often verdicts may be wrong."""
+    confidence = result["cells"][0]["confidence"]
+    if result["plan"]["correction"] == E_BH:
+        share = percent(1.0 - confidence)
+        return (
+            f"of those said to hold at most {share} are wrong in the mean, likewise of the violated"
+        )
+    return (
+        f"with {percent(confidence)} confidence none is wrongly said to hold, with "
+        f"{percent(confidence)} none to be violated"
+    )
+
+
 def caption(result: dict[str, Any]) -> list[str]:
     """What the columns mean, with every confidence in words."""
     confidence = percent(result["cells"][0]["confidence"])
     limits, test = "one-sided Clopper–Pearson limits", "Holm"
-    right = (
-        f"with {confidence} confidence none is wrongly said to hold, with {confidence} none to be "
-        "violated"
-    )
     if result["plan"]["until_decided"]:
         limits = "limits of a confidence sequence, right at any look,"
         test = "Holm on e-processes, right whenever a simulation stops,"
     if result["plan"]["correction"] == E_BH:
         test = "e-BH on e-values"
-        share = percent(1.0 - result["cells"][0]["confidence"])
-        right = (
-            f"of those said to hold at most {share} are wrong in the mean, likewise of the violated"
-        )
     return [
         "Claim of each row: P(gap ≤ ε) ≥ 1 − δ. Gap: sup ‖F(x) − f(x)‖ over a ball, or the "
         "largest over the test images. P: over weights (or trainings) and masks; images are fixed.",
@@ -150,9 +156,10 @@ def caption(result: dict[str, Any]) -> list[str]:
         "each. *: ε is the theorem's; certified ε is rounded up, and a claim whose ε is at least "
         "that is certified.",
         f"Verdicts ({test} over all {len(result['cells'])} claims, which may share trials): "
-        f"{right}.",
+        f"{how_sure(result)}.",
         *_slopes(result),
-        *_blocks(result),
+        *_rerun(result),
+        *warnings(result),
         _runs(result),
     ]
 
@@ -167,8 +174,8 @@ def _slopes(result):
         )
 
 
-def _blocks(result):
-    """What float32 costs, which blocks were run twice, and what is missing."""
+def _rerun(result):
+    """What float32 costs, and how many blocks were run twice."""
     errors = [cell["float32_error"] for cell in result["cells"]]
     errors = [error for error in errors if error is not None]
     line = ""
@@ -181,31 +188,37 @@ def _blocks(result):
         line += f"{audited} blocks were run twice and came out the same to the last bit. "
     if line:
         yield line.rstrip()
+
+
+def warnings(result: dict[str, Any]) -> list[str]:
+    """What limits what the verdicts say: a failed audit, missing blocks, an exploratory run."""
+    lines = []
     if failure := result["blocks"]["failed_audit"]:
-        yield (
+        lines.append(
             f"An audit found that {failure}: what is said of probabilities is estimated until "
             "another one passes."
         )
     if not result["blocks"]["complete"]:
-        yield (
+        lines.append(
             "Blocks are missing: a case counts up to the first missing one. Where trials were to "
             "be fixed, it has no verdict yet, and its limits are those of a confidence sequence."
         )
+    if result["runs"]["exploratory"]:
+        lines.append(
+            f"The plan is for {result['runs']['planned']} seed(s) and this is a further one, so "
+            f"this run is exploratory: its verdicts are {ESTIMATED}, its limits and slopes those "
+            "of one run picked among several."
+        )
+    return lines
 
 
 def _runs(result):
     """Which run of the plan this is, and which others are known."""
     plan, runs = result["plan"], result["runs"]
     seeds = ", ".join(str(seed) for seed in runs["seeds"])
-    line = (
+    return (
         f"Plan {plan['hash'][:12]}, seed {runs['present']}; runs known of this plan: seed {seeds}."
     )
-    if runs["exploratory"]:
-        line += (
-            f" The plan is for {runs['planned']}, so this run is exploratory: its verdicts are "
-            f"{ESTIMATED}, its limits and slopes those of one run picked among several."
-        )
-    return line
 
 
 def summary(result: dict[str, Any]) -> str:

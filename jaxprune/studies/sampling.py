@@ -10,6 +10,8 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +20,11 @@ import numpy as np
 from jaxprune import engine, validation
 from jaxprune.engine import Store, Tally
 from jaxprune.engine.packing import pack
+from jaxprune.laws import Law
 from jaxprune.statistics import Evidence
 from jaxprune.studies import cases, trained
 from jaxprune.studies import plan as plans
-from jaxprune.studies.ahead import compiling_ahead
+from jaxprune.studies.ahead import compiling_ahead, training_ahead
 from jaxprune.studies.plan import Case, Plan
 from jaxprune.studies.result import Progress, environment, identity
 from jaxprune.studies.standing import Standing
@@ -150,8 +153,11 @@ def sample(
     *,
     part: Part = WHOLE,
     seconds: float = math.inf,
+    completed: Callable[[int], None] = lambda number: None,
 ) -> None:
     """Runs the blocks of a part of a plan that the store lacks.
+
+    Cases with sampled targets come first, while the networks of the others are trained.
 
     Args:
       plan: what is sampled.
@@ -160,6 +166,8 @@ def sample(
       part: whose blocks.
       seconds: after which no block is begun, and no chunk of networks trained; those in work, and
         a program that is being compiled, are finished.
+      completed: called with the number of each case that has all its trials, once it has them;
+        never for one of several parts.
 
     Raises:
       ValueError: a block does not fit in memory.
@@ -167,59 +175,110 @@ def sample(
         is kept for the case.
     """
     with contextlib.suppress(_OutOfTime):
-        _sample(plan, store, progress, part, time.monotonic() + seconds)
+        _sample(plan, store, progress, part, time.monotonic() + seconds, completed)
 
 
 class _OutOfTime(Exception):
     pass
 
 
-def _sample(plan, store, progress, part, deadline):
-    missing = [i for i in range(len(plan.cases)) if not _case_complete(plan, store, i, part)]
-    work = {case: cases.seconds(case) for case in (plan.cases[i] for i in missing)}
-    jobs = cases.trainings(plan, missing)
-    training_work = {job: 4.0 + 0.05 * count for job, count in jobs.items()}
-    total = sum(training_work.values()) + sum(work.values())
-    finished = 0.0
+class _Work:
+    """How much of all work is done, in rough seconds.
 
-    def report(doing, work, share, note=""):
-        if time.monotonic() >= deadline:
+    Attributes:
+      seconds: of each case, by its number, and of each training.
+      share: of each that is done.
+    """
+
+    def __init__(self, seconds: Mapping[Any, float], progress: Report | None, deadline: float):
+        self.seconds, self.share = dict(seconds), dict.fromkeys(seconds, 0.0)
+        self.progress, self.deadline = progress, deadline
+
+    def advance(self, item: Any, share: float) -> None:
+        """Notes what is done; any thread may call it.
+
+        Raises:
+          _OutOfTime: the time is up.
+        """
+        self.share[item] = share
+        if time.monotonic() >= self.deadline:
             raise _OutOfTime
-        if progress:
-            progress(Progress(doing, finished + work * share, total, note))
 
-    targets: dict[tuple, Params] = {}
-    for (network, recipe), count in jobs.items():
-        job, doing = (network, recipe), f"training {count} networks: {network}"
-        report(doing, training_work[job], 0.0)
-        targets[job] = trained.train(
-            network,
-            recipe,
-            count,
-            plan.seed,
-            progress=lambda n, d=doing, w=training_work[job], c=count: report(d, w, n / c),
-        )
-        finished += training_work[job]
-    runs = [_as_begun(store, i, cases.prepare(plan.cases[i], plan, targets)) for i in missing]
-    with compiling_ahead(runs):
-        for number, run in zip(missing, runs, strict=True):
-            case = plan.cases[number]
-            advance = lambda n, note="", c=case: report(str(c), work[c], n / c.trials, note)
-            # A part does not see the trials of the others.
-            told = progress and part.of == 1
-            standing = lambda tally: ""
-            if told:
-                there = store.blocks(number) if number in store.cases else ()
-                kept = (store.get(number, block) for block in there)
-                standing = Standing(case, plan, Watch(case, plan), kept)
-            _sample_case(plan, store, number, run, part, deadline, advance, standing)
-            finished += work[case]
+    def report(self, doing: str, note: str = "") -> None:
+        """Calls the progress callback; the thread that samples does."""
+        if self.progress:
+            done = sum(self.seconds[item] * share for item, share in self.share.items())
+            self.progress(Progress(doing, done, sum(self.seconds.values()), note))
 
 
-def _sample_case(plan, store, number, run, part, deadline, advance, standing):
+def _sample(plan, store, progress, part, deadline, completed):
+    whole = part.of == 1
+    complete = [i for i in range(len(plan.cases)) if _case_complete(plan, store, i, part)]
+    for number in complete if whole else ():
+        completed(number)
+    missing = sorted({*range(len(plan.cases))} - {*complete})
+    from_law = [i for i in missing if isinstance(plan.cases[i].targets, Law)]
+    from_training = [i for i in missing if i not in from_law]
+    jobs = cases.trainings(plan, missing)
+    seconds = {job: 4.0 + 0.05 * count for job, count in jobs.items()}
+    seconds |= {number: cases.seconds(plan.cases[number]) for number in missing}
+    work = _Work(seconds, progress, deadline)
+
+    def train(job, count, chunk_done):
+        def advance(n):
+            chunk_done(n)
+            work.advance(job, n / count)
+
+        work.advance(job, 0.0)
+        return trained.train(*job, count, plan.seed, progress=advance)
+
+    def prepare(number, targets):
+        return _as_begun(store, number, cases.prepare(plan.cases[number], plan, targets))
+
+    def sample_case(number, run):
+        _sample_case(plan, store, number, run, part, deadline, work)
+        work.share[number] = 1.0
+        if whole and _case_complete(plan, store, number, part):
+            completed(number)
+
+    runs = [prepare(number, {}) for number in from_law]
+    with compiling_ahead(runs) as compile_too, training_ahead(jobs, train) as training:
+        for number, run in zip(from_law, runs, strict=True):
+            sample_case(number, run)
+        targets: dict[tuple, Params] = {}
+        for job, count in jobs.items():
+            doing = f"training {count} networks: {job[0]}"
+            _wait(training[job], lambda d=doing: work.report(d))
+            targets[job] = training[job].result()
+        runs = [prepare(number, targets) for number in from_training]
+        for run in runs:
+            compile_too(run)
+        for number, run in zip(from_training, runs, strict=True):
+            sample_case(number, run)
+
+
+def _wait(future: Future, report: Callable[[], None]) -> None:
+    """Until a future is done; reports at once, and about once a second."""
+    report()
+    while futures.wait([future], 1.0).not_done:
+        report()
+
+
+def _sample_case(plan, store, number, run, part, deadline, work):
     case = plan.cases[number]
     start = time.perf_counter()
+
+    def advance(trials, note=""):
+        work.advance(number, trials / case.trials)
+        work.report(str(case), note)
+
     advance(0)
+    standing = lambda tally: ""
+    # A part does not see the trials of the others.
+    if work.progress and part.of == 1:
+        there = store.blocks(number) if number in store.cases else ()
+        kept = (store.get(number, block) for block in there)
+        standing = Standing(case, plan, Watch(case, plan), kept)
     run = engine.fitted(run, begun=number in store.cases)
     empty = cases.empty_tally(case)
     run = store.begin(number, run, empty)

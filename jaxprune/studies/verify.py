@@ -1,5 +1,6 @@
 """Does the claim `P(gap <= eps) >= 1 - delta` hold? Every case of a plan, sampled and judged."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxprune.laws import Law
 from jaxprune.statistics import (
     CERTIFIED,
     ESTIMATED,
+    UNDECIDED,
     Claim,
     Counts,
     Decision,
@@ -58,6 +60,65 @@ def verify(
     with Store.create(None, about(plan)) as store:
         sample(plan, store, progress)
         return judged(plan, store, made)
+
+
+class Early:
+    """Verdicts of the cases that have all their trials, while others are still sampled.
+
+    A verdict that is given here stays: a claim without trials has the p-value 1 (the e-value 1),
+    and whatever Holm (e-BH) rejects beside such claims, it rejects beside any p-values of theirs.
+
+    Args:
+      plan: the store's.
+      store: with the blocks of the whole plan, not of a part.
+      made: from `studies.runs`.
+      audited: whether an audit comes after the trials; no verdict is given before it passes.
+    """
+
+    def __init__(self, plan: Plan, store: Store, made: ledger.Runs, *, audited: bool = False):
+        self.plan, self.store, self.made, self.audited = plan, store, made, audited
+        self.sampled = [_unsampled(plan, case) for case in plan.cases]
+
+    def __call__(self, number: int) -> list[dict[str, Any]]:
+        """Judges a case that is complete.
+
+        Returns:
+          For each of its epsilons some keys of the cell that it will have in the result; `verdict`
+          is None as long as it waits for other cases, or for the audit.
+        """
+        self.sampled[number] = _sampled(self.plan, self.store, number)
+        case, decisions = self.plan.cases[number], iter(_decisions(self.plan, self.sampled))
+        first = sum(len(other.eps) for other in self.plan.cases[:number])
+        decisions = itertools.islice(decisions, first, first + len(case.eps))
+        waiting = self.audited or self.store.failed_audit is not None
+        undecided = UNDECIDED if all(s.complete for s in self.sampled) else None
+        cells = []
+        for (eps, source), decision in zip(case.eps, decisions, strict=True):
+            verdict = undecided if decision.verdict == UNDECIDED else decision.verdict
+            if self.made.exploratory:
+                verdict = ESTIMATED
+            cells.append(
+                {
+                    **_asked(case),
+                    "case": number,
+                    "eps": eps,
+                    "eps_source": source,
+                    "p_low": decision.p_low,
+                    "p_high": decision.p_high,
+                    "verdict": None if waiting else verdict,
+                }
+            )
+        return cells
+
+
+def _asked(case: Case) -> dict[str, Any]:
+    return {
+        "experiment": case.title,
+        "network": str(case.network),
+        "pruning": case.pruning.name,
+        "amount": str(case.amount),
+        "domain": TEST_IMAGES if case.domain == TEST_IMAGES else str(case.ball),
+    }
 
 
 class _Sampled(NamedTuple):
@@ -121,6 +182,10 @@ def judged(plan: Plan, store: Store, made: ledger.Runs) -> dict[str, Any]:
         if plan.until_decided or not complete
         else plain(exponents(plan.cases, tallies, plan.confidence_of_run)),
     }
+
+
+def _unsampled(plan: Plan, case: Case) -> _Sampled:
+    return _Sampled(empty_tally(case), Watch(case, plan), False, None, 0.0, None)
 
 
 def _sampled(plan: Plan, store: Store, number: int) -> _Sampled:
@@ -253,16 +318,12 @@ def _facts(case: Case, tally: Tally) -> dict[str, Any]:
     )
     mean, error = tally.mean_squared_gap()
     facts = {
-        "experiment": case.title,
-        "network": str(case.network),
+        **_asked(case),
         "law": str(case.targets) if sampled else None,
         "training": None if sampled else str(case.targets),
-        "pruning": case.pruning.name,
-        "amount": str(case.amount),
         "layers": case.layers,
         "widths": case.network.widths,
         "sparsity": removed / prunable,
-        "domain": TEST_IMAGES if case.domain == TEST_IMAGES else str(case.ball),
         "certified_eps": case.certificate.eps if case.certificate else None,
         "gap_lower_quantiles": {f"{p:g}": tally.gap_quantile(p)[0] for p in QUANTILES},
         "gap_upper_quantiles": {f"{p:g}": tally.gap_quantile(p)[1] for p in QUANTILES},

@@ -2,7 +2,7 @@
 
 A plan is a TOML file. Its top level holds the keys in `PLAN_KEYS`; each
 `[[experiment]]` is a table of the keys in `EXPERIMENT_KEYS`, and stands for every combination of
-its networks, prunings, amounts and domains. `studies/default.toml` shows them all.
+its networks, prunings, amounts and domains. `studies/plans/full.toml` shows most of them.
 """
 
 from jaxprune.studies.plan.keys import (
@@ -13,11 +13,20 @@ from jaxprune.studies.plan.keys import (
     THEOREM,
     UNIT_BALL,
 )
-from jaxprune.studies.plan.reading import MAX_CASES, MAX_PLAN_BYTES, load, parse
+from jaxprune.studies.plan.reading import (
+    BUNDLED,
+    FIRST,
+    MAX_CASES,
+    MAX_PLAN_BYTES,
+    load,
+    parse,
+)
 from jaxprune.studies.plan.records import Case, Plan
 
 __all__ = [
+    "BUNDLED",
     "EXPERIMENT_KEYS",
+    "FIRST",
     "LINF_BALL",
     "MAX_CASES",
     "MAX_PLAN_BYTES",

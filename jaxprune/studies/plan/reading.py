@@ -16,9 +16,16 @@ from jaxprune.studies.plan.records import Plan
 MAX_PLAN_BYTES = 2**20
 MAX_CASES = 10_000
 
+FIRST = "first"
+BUNDLED = {
+    FIRST: "the paper's three theorems and one trained network",
+    "full": "the same at widths from 16 to 256, and more laws, networks and inputs",
+}
+"""Plans that come with the package, by name: what each asks."""
+
 
 def load(
-    path: Path | None = None,
+    path: Path | str = FIRST,
     *,
     trials: int | None = None,
     seed: int | None = None,
@@ -27,7 +34,7 @@ def load(
     """Reads a plan.
 
     Args:
-      path: a TOML file; None for the default plan.
+      path: the name of a bundled plan, of `BUNDLED`, or a TOML file.
       trials: instead of every number of trials in the plan.
       seed: instead of the plan's.
       until_decided: whatever the plan says.
@@ -36,21 +43,29 @@ def load(
       ValueError: a file that cannot be read, an unknown key, or a value outside its range; one
         line that names it.
     """
-    if path is None:
-        text = resources.files("jaxprune.studies").joinpath("default.toml").read_text("utf-8")
-    else:
-        try:
-            if path.stat().st_size > MAX_PLAN_BYTES:
-                raise ValueError(f"plan = {str(path)!r}: at most {MAX_PLAN_BYTES} bytes allowed")
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ValueError(f"plan = {str(path)!r}: {reason}") from None
+    text = _bundled(str(path)) if str(path) in BUNDLED else _read(Path(path))
     try:
         source = tomllib.loads(text)
     except (RecursionError, ValueError) as error:
         raise ValueError(f"plan = {str(path)!r}: not TOML: {str(error)[:200]}") from None
     return parse(source, trials=trials, seed=seed, until_decided=until_decided)
+
+
+def _bundled(name: str) -> str:
+    return resources.files("jaxprune.studies").joinpath("plans", f"{name}.toml").read_text("utf-8")
+
+
+def _read(path: Path) -> str:
+    named = f"plan = {str(path)!r}"
+    try:
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise ValueError(f"{named}: at most {MAX_PLAN_BYTES} bytes allowed")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        if isinstance(error, FileNotFoundError) and not path.suffix:
+            reason = f"{reason}; the bundled plans are {' and '.join(BUNDLED)}"
+        raise ValueError(f"{named}: {reason}") from None
 
 
 def parse(
