@@ -706,6 +706,25 @@ def test_given_targets_rows_and_accuracy():
     assert (tally.target_correct, tally.pruned_correct) == (2, 2)
 
 
+def test_accuracy_is_counted_beside_the_bracket_that_drawn_targets_have():
+    """One program brackets drawn and given targets; classes are counted by NumPy's float64."""
+    weights, y = given_targets(), np.arange(len(ROWS)) % NETWORK.out_shape[0]
+    amount = pruning.Count(12)
+    run = over_ball(weights, pruning.magnitude, amount, trials=TARGETS, labelled=(ROWS, y))
+    assert engine.compiled_block(run).measure is engine.compiled_block(over_ball()).measure
+    counts = []
+    for ws in zip(*weights, strict=True):
+        first, middle, last = map(np.float64, ws)
+        gone = np.argsort(np.abs(middle).ravel(), kind="stable")[:12]
+        kept = np.where(np.isin(np.arange(middle.size), gone).reshape(middle.shape), 0.0, middle)
+        hidden = np.maximum(first @ ROWS.T, 0)
+        outputs = [last @ np.maximum(w @ hidden, 0) for w in (middle, kept)]
+        counts.append([np.sum(np.argmax(out, axis=0) == y) for out in outputs])
+    found = gather(run)
+    np.testing.assert_array_equal(found.target_correct, [target for target, _ in counts])
+    np.testing.assert_array_equal(found.pruned_correct, [pruned for _, pruned in counts])
+
+
 def test_distances_on_a_data_set():
     """Mean, largest and relative distance of each trial by NumPy; 0 / 0 is 0 and 1 / 0 infinite."""
     rng = np.random.default_rng(0)
