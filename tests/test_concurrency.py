@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 from concurrent.futures import ThreadPoolExecutor
 import jax, jax.numpy as jnp, numpy as np
@@ -18,6 +20,7 @@ with ThreadPoolExecutor(2) as pool:
 """
 
 
+@pytest.mark.ci
 def test_factorisations_in_two_threads_return():
     """With jaxlib 0.10's batched LAPACK calls this program hangs."""
     subprocess.run([sys.executable, "-c", CODE], check=True, timeout=120)

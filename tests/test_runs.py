@@ -7,6 +7,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import cli
+from jaxprune.engine import memory
 from jaxprune.report import words
 from jaxprune.statistics import (
     CERTIFIED,
@@ -113,8 +114,11 @@ def test_a_plan_may_ask_for_few_wrong_verdicts_among_many(plan_file):
 
 
 @pytest.mark.parametrize("until_decided", [False, True])
-def test_the_smallest_epsilon_is_tested_from_the_largest_down(plan_file, until_decided):
+def test_the_smallest_epsilon_is_tested_from_the_largest_down(
+    plan_file, until_decided, monkeypatch
+):
     """0.3 fails, so that 0.58 is the smallest that passes, whatever smaller ones say."""
+    monkeypatch.setattr(memory, "MAX_CHUNK", LOOK)
     text = PLAN.replace("[0.01, 0.462, 0.7]", "[0.3, 0.58, 0.7]")
     plan_file.write_text(
         text.replace("until_decided = true", f"until_decided = {until_decided}".lower())
@@ -131,17 +135,17 @@ def test_a_claim_at_its_boundary_uses_the_budget(plan_file):
 
 
 def test_simulate_stops_where_it_is_told_and_keeps_the_first_trials():
-    arguments = dict(eps=[0.3], layers="all", domain=jp.UnitBall(4, 2, 4), block=8, trials=64)
+    arguments = dict(eps=[0.3], layers="all", domain=jp.UnitBall(4, 2, 4), block=64, trials=512)
     network, law, amount = jp.dense((3, 1)), jp.uniform(), jp.Count(1)
     seen = []
 
     def until(tally):
         seen.append(tally.trials)
-        return tally.trials >= 24
+        return tally.trials >= 192
 
     tally = jp.simulate(network, law, jp.random, amount, until=until, **arguments)
-    assert seen == [8, 16, 24] and tally.trials == 24
-    whole = jp.simulate(network, law, jp.random, amount, **arguments | {"trials": 24})
+    assert seen == [64, 128, 192] and tally.trials == 192
+    whole = jp.simulate(network, law, jp.random, amount, **arguments | {"trials": 192})
     assert tally.counts(0.3) == whole.counts(0.3) and tally.worst == whole.worst
 
 
@@ -152,6 +156,7 @@ def test_a_theorem_s_epsilon_is_marked_certified(plan_file):
     assert [cell["by_theorem"] for cell in cells] == [CERTIFIED, None]
 
 
+@pytest.mark.ci
 def test_another_seed_is_another_try_and_is_exploratory(tmp_path, plan_file, monkeypatch, capsys):
     for out, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         assert command(tmp_path, monkeypatch, "--trials", "64", "--seed", seed, "--out", out) == 0

@@ -23,7 +23,7 @@ import pytest
 from stores import Shape, drop, made_up
 
 from jaxprune import engine
-from jaxprune.engine import Store, Tally
+from jaxprune.engine import Store, Tally, memory
 from jaxprune.engine import store as store_module
 from jaxprune.engine.packing import pack, unpack
 from jaxprune.engine.store import state_hash
@@ -468,7 +468,7 @@ def test_verdicts_are_remembered_in_their_order():
 
 def a_plan(**changed):
     experiment = {
-        "title": "a", "network": "dense", "widths": [4, 4, 3], "law": "uniform", "layers": "all",
+        "title": "a", "network": "dense", "widths": [4, 3], "law": "uniform", "layers": "all",
         "pruning": "random", "count": 3, "eps": [0.2, 3.0], "samples": 4, "starts": 1,
     }  # fmt: skip
     source = {"title": "t", "trials": 40 * BLOCK - 3, "delta": 0.2, "experiment": [experiment]}
@@ -837,6 +837,7 @@ def test_the_first_part_knows_nothing_of_the_blocks_between_its_own():
 
 def test_a_device_on_which_float32_errs_keeps_nothing_and_has_no_verdict(tmp_path, monkeypatch):
     plan, path = a_plan(trials=64), tmp_path / "run"
+    monkeypatch.setattr(memory, "MAX_CHUNK", BLOCK)
     monkeypatch.setattr(engine, "float32_error", lambda *_: 0.5)
     with kept.begin(plan, path).store as store:
         for _ in range(2):

@@ -330,6 +330,10 @@ class Store:
         """A block that is there."""
         return unpack(self._finished(case, block).tally, self.empty(case))
 
+    def maker(self, case: int, block: int) -> str:
+        """The device of a block that is there."""
+        return self._finished(case, block).device
+
     def rows(self, case: int) -> Iterator[tuple[int, Tally, str, float]]:
         """Block, tally, device and seconds of each block that is there, in the order of ids."""
         empty = self.empty(case)

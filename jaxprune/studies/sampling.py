@@ -370,13 +370,10 @@ def audit(plan: Plan, store: Store, share: float, part: Part = WHOLE) -> int:
     drawn = rng.choice(len(there), count, replace=False)
     chosen = {there[k] for k in drawn}
     targets = cases.trained_targets(plan, {i for i, _ in chosen})
-    for number in range(len(plan.cases)):
+    for number in sorted({i for i, _ in chosen}):
         makers: dict[str, list[int]] = {}
-        for block, _, device, _ in store.rows(number) if number in store.cases else ():
-            if (number, block) in chosen:
-                makers.setdefault(device, []).append(block)
-        if not makers:
-            continue
+        for block in sorted(block for i, block in chosen if i == number):
+            makers.setdefault(store.maker(number, block), []).append(block)
         run, empty = ready(plan, store, number, targets), store.empty(number)
         for maker, blocks in makers.items():
             others = [d for d in jax.local_devices() if device_name(d) != maker]
