@@ -63,7 +63,7 @@ def test_skewed_means_where_student_s_limits_fail():
     assert (np.array(bernstein) < truth).sum() <= stats.binom.isf(1e-6, 2000, alpha)
 
 
-@pytest.mark.parametrize("planned", [None, 60])
+@pytest.mark.parametrize("planned", [None, pytest.param(60, marks=pytest.mark.ci)])
 def test_betting_covers_at_every_look(planned):
     """600 runs looked at 6 times each: misses at any look at most 5 % (false alarm 1e-6)."""
     rng, runs = np.random.default_rng(3), 600

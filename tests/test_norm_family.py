@@ -18,6 +18,7 @@ from random_layers import (
     sample,
 )
 from scipy import stats
+from tiers import grid
 
 from jaxprune import bounds, laws, networks, pruning
 from jaxprune.bounds import random_matrices
@@ -94,12 +95,13 @@ def check_layer(law, layer, trials, method, fraction, looseness):
             assert tail.at(0.1).value <= looseness * np.quantile(norms, 0.9)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
-@pytest.mark.parametrize("layer, trials", SMALL, ids=shape)
-@pytest.mark.parametrize("method", pruning.METHODS)
-@pytest.mark.parametrize("fraction", FRACTIONS)
-def test_no_member_is_exceeded_too_often(law, layer, trials, method, fraction):
-    check_layer(law, layer, trials, method, fraction, looseness=1.75)
+@pytest.mark.parametrize(
+    "case, method, fraction, law",
+    grid(SMALL, pruning.METHODS, FRACTIONS, LAWS, every=11),
+    ids=lambda value: shape(value[0]) if isinstance(value, tuple) else str(value),
+)
+def test_no_member_is_exceeded_too_often(case, method, fraction, law):
+    check_layer(law, *case, method, fraction, looseness=1.75)
 
 
 @pytest.mark.slow
@@ -149,10 +151,12 @@ def test_every_member_takes_part():
     assert met == MEMBERS
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
-@pytest.mark.parametrize("layer", [networks.Dense(20, 30), CONV], ids=shape)
-@pytest.mark.parametrize("method", pruning.METHODS)
-def test_the_least_is_chosen_and_scale_passes_through(law, layer, method):
+@pytest.mark.parametrize(
+    "layer, method, law",
+    grid([networks.Dense(20, 30), CONV], pruning.METHODS, LAWS, every=5),
+    ids=lambda value: shape(value) or str(value),
+)
+def test_the_least_is_chosen_and_scale_passes_through(layer, method, law):
     thrice = laws.Law(law.family, law.scaling, 3 * law.gain)
     arguments = pruning.METHODS[method], pruning.Fraction(0.2)
     for delta in (0.3, 1e-9):
@@ -179,20 +183,20 @@ def test_values_are_the_least_of_the_members_at_each_delta():
     assert len({tail.at(d).name.split(",")[0] for d in (0.9, 1e-200)}) == 2
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+EXTREMES = [
+    networks.Dense(1, 1),
+    networks.Dense(3, 2),
+    networks.Dense(1, 5000),
+    networks.Dense(4096, 4096),
+    networks.Conv(1, 1, 2, (3, 3)),
+    networks.Conv(64, 64, 5, (9, 9)),
+]
+
+
 @pytest.mark.parametrize(
-    "layer",
-    [
-        networks.Dense(1, 1),
-        networks.Dense(3, 2),
-        networks.Dense(1, 5000),
-        networks.Dense(4096, 4096),
-        networks.Conv(1, 1, 2, (3, 3)),
-        networks.Conv(64, 64, 5, (9, 9)),
-    ],
-    ids=shape,
+    "layer, law", grid(EXTREMES, LAWS, every=5), ids=lambda value: shape(value) or str(value)
 )
-def test_extremes_have_finite_bounds(law, layer):
+def test_extremes_have_finite_bounds(layer, law):
     count = math.prod(layer.weight_shape)
     for k, method in itertools.product({1, count // 3, count - 1} - {0}, pruning.METHODS):
         parts = random_matrices.pruned_tails(layer, law, method, k, 1e-3)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from random_layers import LAWS
 from scipy import integrate, special, stats
+from tiers import grid
 
 from jaxprune import laws, networks
 from jaxprune.bounds import trace_moments
@@ -148,10 +149,14 @@ def test_tree_walks_give_up_before_they_overflow():
 # The comparison theorem
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
-@pytest.mark.parametrize("n, m, p", [(1, 1, 3), (2, 2, 2), (2, 3, 3), (3, 2, 4), (5, 5, 2)])
-@pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 0.01])
-def test_comparison_bounds_the_exact_sum_over_walks(law, n, m, p, density):
+WALKS = [(1, 1, 3), (2, 2, 2), (2, 3, 3), (3, 2, 4), (5, 5, 2)]
+
+
+@pytest.mark.parametrize(
+    "law, walks, density", grid(LAWS, WALKS, [1.0, 0.5, 0.1, 0.01], every=3), ids=str
+)
+def test_comparison_bounds_the_exact_sum_over_walks(law, walks, density):
+    n, m, p = walks
     log_moment = np.array([law.family.log_moment(k) for k in range(1, p + 1)])
     exact = math.log(
         sum(
