@@ -7,18 +7,16 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_scores import LINEAR, ONE_INPUT, TWO_SIDED, gaussian, projection
 from scipy import special, stats
 
 from jaxprune import engine, laws, networks, pruning
 from jaxprune.engine import keys, rare
-from jaxprune.gaps import UnitBall
 from jaxprune.pruning import Count, Fraction
 from jaxprune.statistics import (
     ESTIMATED,
-    Problem,
     Splitting,
     estimate,
     ideal_interval,
@@ -29,27 +27,8 @@ from jaxprune.statistics import (
 from jaxprune.statistics.importance import weights
 from jaxprune.statistics.splitting import EXTINCT, gaussian_step, split, t_limits
 
-D = 20
 QUICK = Splitting(particles=100, kill=20, steps=10)
 QUICKER = Splitting(particles=100, kill=25, steps=5)
-ONE_INPUT = UnitBall(samples=2, starts=1, steps=1)
-
-
-def gaussian(score):
-    """A score of 20 independent standard normal numbers."""
-    return Problem(
-        sample=lambda rng, n: (rng.standard_normal((n, D)),),
-        score=lambda x: score(x[0]),
-        move=lambda rng, x, scale: (gaussian_step(rng, x[0], scale),),
-    )
-
-
-def projection(z):
-    return z.sum(axis=1) / math.sqrt(D)
-
-
-LINEAR = gaussian(projection)
-TWO_SIDED = gaussian(lambda z: np.abs(projection(z)))
 
 
 def assert_reversible(z, moved, scale):
@@ -137,10 +116,13 @@ def test_particles_follow_the_law_of_weights_and_masks(key):
     assert (removed != 0).sum() == 27_000
 
 
+THRESHOLD = jax.jit(rare._threshold)
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e-6, 0.3, 0.7, 1 - 1e-6, 1.0])
 def test_the_threshold_of_a_coin(rate):
     level = pruning.bernoulli.level(Fraction(rate), 10)
-    threshold = float(rare._threshold(jnp.int32(level)))
+    threshold = float(THRESHOLD(np.int32(level)))
     tail = min(rate, 1 - rate)
     assert special.ndtr(-abs(threshold)) == pytest.approx(tail, rel=2e-3 if tail < 1e-3 else 1e-5)
     assert (threshold < 0) == (rate < 0.5)
@@ -153,7 +135,10 @@ def test_purposes_of_keys_keep_their_numbers():
 
 @pytest.mark.parametrize(
     ("problem", "quantile"),
-    [(LINEAR, stats.norm.isf(1e-4)), (TWO_SIDED, stats.norm.isf(5e-5))],
+    [
+        (LINEAR, stats.norm.isf(1e-4)),
+        pytest.param(TWO_SIDED, stats.norm.isf(5e-5), marks=pytest.mark.ci),
+    ],
     ids=["linear", "two-sided"],
 )
 def test_an_exact_probability(problem, quantile):
@@ -250,7 +235,9 @@ def test_particles_without_a_level_are_plain_trials(p):
     assert covered >= 0.99 - 1e-9
 
 
-@pytest.mark.parametrize(("n", "kill"), [(200, 20), (50, 25), (20, 10)])
+@pytest.mark.parametrize(
+    ("n", "kill"), [pytest.param(200, 20, marks=pytest.mark.ci), (50, 25), (20, 10)]
+)
 def test_limits_of_ideal_replicas_cover_however_few_the_particles(n, kill):
     """Independent copies: ln(p) per level is that of a Beta(n - k + 1, k) order statistic. Of 2,000
     limits at 99 % at most 45 may miss (a false alarm of 1e-6); Student's of the mean, where
@@ -367,6 +354,14 @@ TWO = Count(2)
 COLUMN = np.ones((1, 1), np.float32)
 
 
+def column_problem(amount=TWO):
+    """The populations of `failure`'s default run, in its programs."""
+    run = engine.prepare(
+        networks.dense((1, 6)), NORMAL, pruning.random, amount, layers="all", domain=COLUMN
+    )
+    return rare.problem(run, multiple=QUICKER.kill)
+
+
 def failure(*, law=NORMAL, method=pruning.random, amount=TWO, eps=1.0, **options):
     """`rare_failure` of one column of six weights: the gap is the length of what is removed."""
     options = {"layers": "all", "domain": COLUMN, "plan": QUICKER, **options}
@@ -381,6 +376,7 @@ def test_a_random_mask_s_known_probability():
     assert found.verdict == ESTIMATED and found.what == f"P(lower end of the gap > {eps:g})"
 
 
+@pytest.mark.ci
 def test_a_magnitude_mask_s_known_probability():
     """One of six uniform weights goes, the least: P(gap > eps) = (1 - eps / s)^6."""
     law = laws.uniform()
@@ -403,9 +399,17 @@ def test_nothing_removed_never_fails():
     assert found.p == found.low == 0 and found.doubts == (EXTINCT,)
 
 
-def test_scores_are_those_of_the_pair_however_they_are_batched():
-    end = "upper"  # its float64 arithmetic has to survive every way of batching
-    run = prepared(networks.dense((3, 2)), laws.uniform(), pruning.bernoulli, Fraction(0.3))
+@pytest.mark.parametrize(
+    "domain",
+    [np.eye(3, dtype=np.float32), pytest.param(ONE_INPUT, marks=pytest.mark.ci)],
+    ids=["rows", "ball"],
+)
+def test_scores_are_those_of_the_pair_however_they_are_batched(domain):
+    """Over a ball the float64 arithmetic of the upper end has to survive every way of batching."""
+    end = "upper"
+    run = prepared(
+        networks.dense((3, 2)), laws.uniform(), pruning.bernoulli, Fraction(0.3), domain=domain
+    )
     rng = lambda: np.random.default_rng(0)
     one = rare.problem(run, end, 3)
     particles = one.sample(rng(), 9)
@@ -426,8 +430,7 @@ def test_scores_are_those_of_the_pair_however_they_are_batched():
 
 def test_the_host_s_walk_does_what_the_compiled_one_does():
     """`move` and `score` alone, the host's loop: the same law, so the same probability."""
-    run = prepared(networks.dense((1, 6)), NORMAL, pruning.random, Count(2), domain=COLUMN)
-    problem = rare.problem(run, multiple=QUICKER.kill)._replace(walk=None)
+    problem = column_problem()._replace(walk=None)
     target = math.sqrt(stats.chi2(2).isf(0.05)) * NORMAL.scale(6, 1)
     paths = [split(problem, target, QUICKER, np.random.default_rng([2, i]), 4) for i in range(10)]
     _, low, high = t_limits([path.p for path in paths], 0.999)
@@ -436,16 +439,20 @@ def test_the_host_s_walk_does_what_the_compiled_one_does():
 
 def test_no_copy_moves_to_the_level_itself():
     """Nothing is removed, so that every score is 0: refused at level 0, taken below it."""
-    run = prepared(networks.dense((1, 6)), NORMAL, pruning.random, Count(0), domain=COLUMN)
-    problem = rare.problem(run)
-    particles = problem.sample(np.random.default_rng(0), 5)
+    problem = column_problem(Count(0))
+    sampled = problem.sample(np.random.default_rng(0), QUICKER.particles)
+    particles = tuple(x[:5] for x in sampled)
     for level, share in ((0.0, 0), (-1.0, 1)):
         rng = np.random.default_rng(1)
         moved, _, rate = problem.walk(rng, particles, np.zeros(5), level, 0.5, 2)
         assert rate == share and (moved[0] == particles[0]).all() == (share == 0)
 
 
-@pytest.mark.parametrize("method", [pruning.random, pruning.bernoulli], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(pruning.random, marks=pytest.mark.ci), pruning.bernoulli],
+    ids=["random", "bernoulli"],
+)
 def test_layers_of_a_particle_are_independent(method):
     """Weights, masks and their changes in a move: correlations of 90,000 numbers stay below 6
     standard errors of 1 / 300 (false alarm below 1e-6)."""

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from gaussian_scores import LINEAR, ONE_INPUT, TWO_SIDED, D, gaussian, projection
 from scipy import stats
-from test_splitting import LINEAR, ONE_INPUT, TWO_SIDED, D, gaussian, projection
 
 from jaxprune import engine, laws, networks, pruning
 from jaxprune.pruning import Count, Fraction
