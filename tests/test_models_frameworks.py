@@ -206,7 +206,7 @@ def test_five_lines_for_a_model_never_seen(name, capsys):
         moved.distances, np.linalg.norm(before - after, axis=1), rtol=1e-3, atol=1e-4
     )
     assert moved.changed == pytest.approx((before.argmax(1) != after.argmax(1)).sum(), abs=1)
-    assert moves(model, masks, x, labels).correct > 0.85 * len(x)
+    assert (before.argmax(1) == labels).sum() > 0.85 * len(x)
     assert 0 < moved.error < 1e-5
 
     summary = masks.summary(model)
@@ -220,7 +220,7 @@ def test_five_lines_for_a_model_never_seen(name, capsys):
 @ci
 @pytest.mark.parametrize("name", MODELS)
 def test_named_layers_are_left_alone(name, tmp_path):
-    model, x, _ = trained(name)
+    model, x, labels = trained(name)
     weights = list(models.select(model))
     masks = prune(model, "magnitude", 0.8, layers=weights[:-1])
     summary = masks.summary(model)
@@ -230,9 +230,9 @@ def test_named_layers_are_left_alone(name, tmp_path):
     assert f"{weights[-1]}" in str(summary).splitlines()[-1]
     masks.save(tmp_path / "masks")
     loaded = Masks.load(tmp_path / "masks", model)
-    np.testing.assert_array_equal(
-        moves(model, loaded, x).distances, moves(model, masks, x).distances
-    )
+    moved = moves(model, masks, x, labels)
+    assert moved.correct > 0.85 * len(x)
+    np.testing.assert_array_equal(moves(model, loaded, x).distances, moved.distances)
     both = loaded & prune(model, "magnitude", 0.5, layers=weights[-1])
     assert {row.path for row in both.summary(model).pruned} == set(weights)
 

@@ -108,8 +108,8 @@ def test_training_that_diverges_is_refused(step, name, value, key):
 
 def test_what_was_not_finite_at_first_may_stay():
     params = model() | {"mask": np.full(3, -np.inf, np.float32)}
-    done = iterative(params, "magnitude", 0.5, 2, after=lambda params, masks: params, layers="a")
-    assert removed(done.masks) == {"a": 100}
+    done = iterative(params, "magnitude", 0.5, 2, after=lambda params, masks: params)
+    assert removed(done.masks) == {"a": 100, "b": 100}
 
 
 def test_starts_from_earlier_masks():

@@ -8,13 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from small_models import applied, apply, dense_stack, outputs64, smallest_removed
+from small_models import (
+    applied,
+    apply,
+    dense_stack,
+    outputs64,
+    randomly_removed,
+    smallest_removed,
+)
 
 from jaxprune import models
 from jaxprune.models import Masks, Moves, moves, simulate_masks
 from jaxprune.statistics import Claim, Counts, judge
 
-KEY = jax.random.key(3, impl="threefry2x32")
 ci = pytest.mark.ci
 
 
@@ -203,7 +209,7 @@ def test_a_hidden_layer_of_its_own_type_decides_nothing(kind, how):
 
 def test_constants_of_other_types_do_not_matter():
     """Nor do truth values as floats, which are exact."""
-    shift, params = jnp.asarray(np.linspace(0.0, 1.0, 6, dtype=np.float32)), mlp()
+    shift, params = jax.device_put(np.linspace(0.0, 1.0, 6, dtype=np.float32)), mlp()
     scaled = lambda p, x: apply(p, (x - shift[None]) * (x > 0).astype(jnp.float32))
     moved = moves((params, scaled), smallest_removed(params, 0.5), data())
     assert 0 < moved.error < 1e-6
@@ -233,10 +239,10 @@ def test_nan_weights_and_inputs_are_counted():
         (lambda m, k: moves(m, k, data(5), np.zeros(4, int)), "labels: int64 of shape"),
         (lambda m, k: moves(m, k, data(5), np.zeros(5)), "labels: float64"),
         (
-            lambda m, k: moves(m, k, data(4), np.arange(-1, 3)),
-            "labels: -1 to 2; classes from 0 to 3",
+            lambda m, k: moves(m, k, data(5), np.arange(-1, 4)),
+            "labels: -1 to 3; classes from 0 to 3",
         ),
-        (lambda m, k: moves(m, k, data(4), np.arange(1, 5)), "labels: 1 to 4; classes from 0 to 3"),
+        (lambda m, k: moves(m, k, data(5), np.arange(5)), "labels: 0 to 4; classes from 0 to 3"),
         (lambda m, k: moves(m, k, np.full((2, 6), 2**31)), "x: int64 with numbers that int32"),
         (
             lambda m, k: moves(m, k, np.full((2, 6), 2**40, np.uint64)),
@@ -293,6 +299,20 @@ def test_bad_arguments(call, said):
     assert "\n" not in str(error.value)
 
 
+def finetuned_is_another(model, trained, masks, x):
+    moved = moves(model, trained, x)
+    np.testing.assert_array_equal(moved.distances, moves(model, (trained, apply), x).distances)
+    assert (moved.distances != moves(model, masks, x).distances).any()
+
+
+@ci
+def test_what_iterative_gives_is_compared_as_it_is():
+    params = mlp()
+    again = {name: p * np.float32(0.9) for name, p in params.items()}
+    trained = models.iterative(params, "magnitude", 0.5, 2, after=lambda p, m: again)
+    finetuned_is_another((params, apply), trained.params, trained.masks, data())
+
+
 def test_another_model_is_compared_as_it_is():
     """One trained further has other weights, and biases, than masks give."""
     params, x = mlp(), data()
@@ -306,12 +326,8 @@ def test_another_model_is_compared_as_it_is():
         low, high = moved.ends
         assert (low <= expected).all() and (expected <= high).all() and 0 < moved.error < 1e-6
         assert moved.pruned_correct == (outputs64(again, x).argmax(1) == 0).sum()
-    trained = models.iterative(model, "magnitude", 0.5, 2, after=lambda p, m: again)
-    moved = moves(model, trained.params, x)
-    np.testing.assert_array_equal(
-        moved.distances, moves(model, (trained.params, apply), x).distances
-    )
-    assert (moved.distances != moves(model, trained.masks, x).distances).any()
+    masks = smallest_removed(params, 0.5)
+    finetuned_is_another(model, applied(again, masks), masks, x)
     short = lambda p, x: apply(p, x.astype(jnp.bfloat16).astype(x.dtype))
     assert math.isnan(moves(model, (again, short), x).error)
 
@@ -369,7 +385,7 @@ def test_a_trial_depends_on_seed_and_number_alone():
 
 def test_a_simulated_trial_is_what_moves_says():
     params, x = mlp(), data()
-    masks = models.prune(params, "random", 0.3, key=KEY)
+    masks = randomly_removed(params, 0.3, seed=3)
     labels = np.arange(256) % 4
     done = []
     tally = simulate_masks(

@@ -42,10 +42,10 @@ class FlaxMLP(nnx.Module):
 
 
 def nested():
-    array = lambda *shape: jnp.asarray(np.ones(shape, np.float32))
+    array = lambda *shape: jax.device_put(np.ones(shape, np.float32))
     return {
         "layers": [Layer(array(3, 2), array(3)), Layer(array(3, 1), array(3))],
-        "steps": jnp.asarray(np.int32(7)),
+        "steps": jax.device_put(np.int32(7)),
         "scale": (np.ones(2),),
         "act": jnp.tanh,
         "count": 3,
@@ -83,7 +83,7 @@ def test_flax_variables_go_by_their_own_names(of):
 
 def test_flax_there_and_back():
     graph, state = nnx.split(flax_mlp())
-    model = nnx.merge(graph, replace(state, {"linear1.kernel": jnp.asarray(zeros((4, 5)))}))
+    model = nnx.merge(graph, replace(state, {"linear1.kernel": jax.device_put(zeros((4, 5)))}))
     assert not np.asarray(model.linear1.kernel[...]).any()
     assert np.asarray(model.linear2.kernel[...]).any()
 

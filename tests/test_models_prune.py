@@ -260,7 +260,7 @@ def test_types_are_kept(dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("method", METHODS)
 def test_types_of_jax_arrays_are_kept(method, dtype):
-    keeps_types(method, jax.tree.map(jnp.asarray, model(dtype)), dtype)
+    keeps_types(method, jax.device_put(model(dtype)), dtype)
 
 
 @pytest.mark.parametrize(
@@ -484,7 +484,7 @@ def test_nan_goes_last_where_it_cannot_be_refused():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("place", [np.asarray, jax.device_put])
 def test_weights_that_are_not_finite_are_refused(value, place):
     params = {
         "good": place(np.ones((2, 2), np.float32)),
@@ -498,7 +498,7 @@ def test_weights_that_are_not_finite_are_refused(value, place):
 
 def test_what_is_not_finite_may_be_left_out_or_pruned_at_random():
     params = {
-        "good": np.ones((2, 2), np.float32),
+        "good": np.ones((1, 2), np.float32),
         "bad": np.array([[1.0, np.nan]], np.float32),
     }
     assert list(prune(params, amount=0.5, layers="good")) == ["good"]

@@ -121,10 +121,7 @@ def _without(read, removed, domain, key):
 
 def _with_biases(read, removed, domain, key):
     activation = read.network.activation
-    if (
-        not activation.positively_homogeneous
-        or float(activation.fn(jnp.asarray(np.float32(1.0)))) != 1.0
-    ):
+    if not activation.positively_homogeneous or float(activation.fn(np.float32(1.0))) != 1.0:
         needed = "a positively homogeneous s with s(1) = 1 (relu, leaky_relu, identity)"
         raise ValueError(f"stack = {activation}: biases need {needed}")
     pixels = _pixels(read.network.layers[0])

@@ -188,4 +188,4 @@ def _zeroed(name, x, mask):
         except jax.errors.TracerArrayConversionError:
             if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
                 raise ValueError(f"{name} is {x.dtype}: jax.enable_x64 is needed") from None
-    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+    return jnp.where(mask, x, np.zeros((), x.dtype))

@@ -16,9 +16,18 @@ def is_floating(a: Any) -> bool:
 
 def widened(tree: Any) -> Any:
     """Every floating array in float64, NumPy's in NumPy; under `jax.enable_x64`."""
-    # `jnp.asarray` compiles a program for each shape, though NumPy has widened the array by then.
-    wide = lambda a: (np if isinstance(a, np.ndarray) else jnp).asarray(a, np.float64)
-    return jax.tree.map(lambda a: wide(a) if is_floating(a) else a, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    device = {i: a for i, a in enumerate(leaves) if is_floating(a) and isinstance(a, jax.Array)}
+    # One program for all arrays, not one for each shape.
+    device = _widened(device) if device else {}
+    host = lambda a: np.asarray(a, np.float64) if is_floating(a) else a
+    leaves = [device[i] if i in device else host(a) for i, a in enumerate(leaves)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+@jax.jit
+def _widened(arrays):
+    return {i: a.astype(jnp.float64) for i, a in arrays.items()}
 
 
 def narrowest(fn: Callable, *args: Any) -> np.dtype | None:

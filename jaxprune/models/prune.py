@@ -114,8 +114,9 @@ def pruned(
     if isinstance(method, str) and validation.choice("method", method, METHODS) == "random":
         scores, of_units = _random(params, structure, shapes, key), True
     else:
-        method = methods.magnitude if isinstance(method, str) else method
-        found = method(params) if callable(method) else method
+        # Of magnitude those of the chosen layers alone are computed.
+        found = methods.magnitude(chosen) if isinstance(method, str) else method
+        found = found(params) if callable(found) else found
         scores, of_units = _fitting(found, shapes), False
     with _precision(scores):
         if not of_units:
@@ -129,13 +130,13 @@ def pruned(
             shapes=tuple(shapes.items()),
             of_units=of_units,
         )
-    masks = Masks(new) & masks
+    masks = Masks({**masks, **new})
     return masks & _biases(params, structure, chosen, masks)
 
 
 @partial(jax.jit, static_argnames=("structure", "together", "shapes", "of_units"))
 def _kept(scores, earlier, removed, *, structure, together, shapes, of_units):
-    """Masks of the layers."""
+    """Masks of the layers, without what the earlier ones removed."""
     gone = _gone(earlier, structure)
     for path, s in scores.items():
         s = wide(s)
@@ -145,14 +146,18 @@ def _kept(scores, earlier, removed, *, structure, together, shapes, of_units):
             s = structure.scores(s)
         scores[path] = jnp.where(gone[path], -jnp.inf, s) if path in gone else s
     if isinstance(structure, NM):
-        return {path: structure.keep(s) for path, s in scores.items()}
+        return _without({path: structure.keep(s) for path, s in scores.items()}, earlier)
     kept = {}
     for paths, k in zip(together, removed, strict=True):
         stays = ~lowest(jnp.concatenate([jnp.ravel(scores[path]) for path in paths]), k)
         ends = np.cumsum([scores[path].size for path in paths])
         for path, part in zip(paths, jnp.split(stays, ends[:-1]), strict=True):
             kept[path] = part.reshape(scores[path].shape)
-    return {path: structure.spread(kept[path], shape) for path, shape in shapes}
+    return _without({path: structure.spread(kept[path], shape) for path, shape in shapes}, earlier)
+
+
+def _without(kept, earlier):
+    return {path: m & earlier[path] if path in earlier else m for path, m in kept.items()}
 
 
 @partial(jax.jit, static_argnames="structure")
@@ -166,7 +171,8 @@ def _gone(earlier, structure):
 def units_gone(chosen: Arrays, structure: Structure, masks: Masks) -> dict[str, int]:
     """How many units of each layer that has a mask it removes whole."""
     earlier = {path: masks[path] for path in chosen if path in masks}
-    return {path: int(np.sum(x)) for path, x in _gone(earlier, structure).items()}
+    gone = _gone(earlier, structure) if earlier else {}
+    return {path: int(np.sum(np.asarray(x))) for path, x in gone.items()}
 
 
 def _random(params, structure, shapes, key):
