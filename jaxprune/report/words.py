@@ -207,8 +207,8 @@ def warnings(result: dict[str, Any]) -> list[str]:
     if runs["exploratory"]:
         seeds = ", ".join(str(seed) for seed in runs["seeds"])
         lines.append(
-            f"The plan is for {runs['planned']}, and runs of seed {seeds} are known, so this run is "
-            f"exploratory: its verdicts are {ESTIMATED}, its limits and slopes those of one run "
+            f"The plan is for {runs['planned']}, and runs of seed {seeds} are known, so this run "
+            f"is exploratory: its verdicts are {ESTIMATED}, its limits and slopes those of one run "
             "picked among several."
         )
     return lines
