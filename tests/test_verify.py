@@ -132,7 +132,7 @@ def test_the_command_prints_verdicts_and_writes_a_folder(command, result):
     assert {path.name for path in (folder / "out").iterdir()} == FILES
     assert json.loads((folder / "out" / "result.json").read_text()) == result
     assert "\x1b" not in out and err == ""
-    for word in ("dense <b>", "convolutional", "trained", "12 claims:", "out/result.json"):
+    for word in ("dense <b>", "convolutional", "trained", "12 claims:", "out/report.html"):
         assert word in out
     # A line a claim, as soon as its case has all trials; then one a case, with the last word.
     early, late = out.split("\n\n")[:2]
