@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+import warnings
 
 import jax
 import pytest
@@ -63,6 +67,68 @@ def test_programs_are_kept_unless_jax_is_told_otherwise(tmp_path, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", set_before)
 
 
+def test_programs_not_used_for_longest_make_room(tmp_path):
+    for name, size, age in (("old", 40, 3), ("used", 40, 1), ("new", 40, 2), ("newest", 10, 0)):
+        (tmp_path / name).write_bytes(b"x" * size)
+        os.utime(tmp_path / name, (2e9 - age, 1e9))
+    (tmp_path / "folder").mkdir()
+    common._make_room(tmp_path, 130)
+    assert len(list(tmp_path.iterdir())) == 5
+    common._make_room(tmp_path, 60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "newest", "used"]
+
+
+def test_a_program_that_cannot_be_read_is_nobody_s_concern():
+    with warnings.catch_warnings(record=True) as caught:
+        common.keep_programs()
+        for verb in ("reading", "writing"):
+            text = f"Error {verb} persistent compilation cache entry for 'x': E"
+            warnings.warn(text, stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(w.message) for w in caught] == ["something else"]
+
+
+PLAN = """
+trials = 5
+[[experiment]]
+title = "one"
+network = "dense"
+widths = [3, 4, 4, 2]
+law = "uniform"
+pruning = "random"
+alpha = 0.5
+samples = 2
+starts = 1
+steps = 1
+eps = 0.5
+"""
+
+
+@pytest.mark.ci
+def test_spoiled_programs_change_nothing(tmp_path):
+    """Every kept program in pieces: the same counts, and not a word about it."""
+    (tmp_path / "plan.toml").write_text(PLAN)
+    kept = {"JAX_COMPILATION_CACHE_DIR", *(name.upper() for name in common.KEEP_ALL)}
+    environment = {key: value for key, value in os.environ.items() if key not in kept}
+    found = []
+    for out in ("first", "second"):
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxprune", "verify", "--plan", "plan.toml", "--out", out],
+            cwd=tmp_path,
+            env=environment | {"XDG_CACHE_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        found.append(json.loads((tmp_path / out / "result.json").read_text("utf-8")))
+        (folder,) = (tmp_path / "jaxprune").iterdir()
+        files = sorted(folder.iterdir())
+        assert len(files) > 5
+        for i, path in enumerate(files):
+            path.write_bytes(b"garbage" if i % 2 else path.read_bytes()[: path.stat().st_size // 2])
+    assert found[0]["blocks"] == found[1]["blocks"]
+
+
 def test_a_command_prints_tables_and_writes_numbers_and_a_page(command):
     def refuse(name):
         raise AssertionError(f"{name} is not strict JSON")
@@ -77,7 +143,7 @@ def test_a_command_prints_tables_and_writes_numbers_and_a_page(command):
     assert plan["study"] == name and plan["seed"] == 7 and plan["widths"] == [3, 4]
     assert plan["networks"] == ["dense 3-3, relu", "dense 4-4, relu"]
     assert len(plan["hash"]) == 64 and result["environment"]["stream_version"] >= 1
-    for word in ("out/result.json", "out/report.html", "95 % confidence", "theorem"):
+    for word in ("out/report.html", "result.json", "95 % confidence", "theorem"):
         assert word in text.replace("\n", " ")
 
 

@@ -1,5 +1,7 @@
 """`jaxprune completion`: what a shell offers, asked of the shell itself."""
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -16,9 +18,11 @@ def scripts():
     """By shell, what the command prints."""
     found = {}
     for shell in completion.SHELLS:
-        command = [sys.executable, "-m", "jaxprune", "completion", shell]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[shell] = done.stdout
+        printed = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        with contextlib.redirect_stdout(printed):
+            assert cli.main(["completion", shell]) == 0
+        printed.seek(0)
+        found[shell] = printed.read()
     return found
 
 

@@ -251,13 +251,13 @@ def test_probes_are_simulations_that_can_be_run_again(result):
 
 
 def test_another_seed_draws_other_pairs():
-    asked = SMALL | {"trials": 100, "confidence": 0.5, "resolution": 1.0}
+    asked = SMALL | {"confidence": 0.5, "resolution": 1.0}
     (point,) = frontier(one_layer, widths=[3], seed=7, **asked)["points"]
     counts = [
         [
             jp.simulate(
                 one_layer(3), LAW, jp.random, jp.Fraction(probe["sparsity"]),
-                eps=[1.4], trials=100, layers="all", domain=BALL, seed=seed,
+                eps=[1.4], trials=300, layers="all", domain=BALL, seed=seed,
             ).counts(1.4)
             for probe in point["probes"]
         ]

@@ -11,6 +11,9 @@ from jaxprune import laws, networks, pruning
 from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.studies import plan as plans
 
+FULL_PLAN = "6e6124b5648ca173276b4be07d5a5c3bb197797569135a982fb4703961e70640"
+"""Of version 0.1.0's default plan: its counts can be compared for as long as it does not change."""
+
 SMALL = {
     "title": "small",
     "seed": 3,
@@ -89,8 +92,35 @@ def test_a_plan_stands_for_every_combination():
         assert (case.ball.samples, case.ball.starts, case.ball.steps) == (8, 2, 1)
 
 
-def test_the_default_plan_asks_the_papers_questions():
-    plan = plans.load()
+@pytest.fixture(scope="module")
+def first():
+    return plans.load()
+
+
+def test_the_first_plan_asks_of_three_theorems_and_a_trained_network(first):
+    titles = " ".join({case.title for case in first.cases})
+    for words in ("Theorem 1", "Theorem 2", "Theorem 3", "Trained"):
+        assert words in titles
+    assert plans.load("first").hash == first.hash != plans.load(trials=9).hash
+    dense = {case.network for case in first.cases if case.network.is_dense}
+    assert len(dense) == 1  # one bracket to compile
+    for case in first.cases:
+        assert len(case.eps) == 2
+        certified = [eps for eps, source in case.eps if source == "theorem"]
+        assert certified == ([case.certificate.eps] if case.certificate else [])
+
+
+def test_the_first_plan_has_trials_enough_to_decide(first):
+    """Every claim holds if all its trials are close, and is violated if all are far."""
+    claims = sum(len(case.eps) for case in first.cases)
+    for case in first.cases:
+        assert (1 - first.delta) ** case.trials <= (1 - first.confidence) / claims
+
+
+@pytest.mark.ci  # its certificates take 10 s
+def test_the_full_plan_asks_the_papers_questions():
+    plan = plans.load("full")
+    assert plan.hash == FULL_PLAN
     titles = " ".join({case.title for case in plan.cases})
     for words in ("Theorem 1", "Theorem 2", "Theorem 3", "Gaussian", "Trained", "test images"):
         assert words in titles
@@ -282,10 +312,14 @@ def test_bad_files(tmp_path, content, named):
 def test_missing_file(tmp_path):
     with pytest.raises(ValueError, match="No such file"):
         plans.load(tmp_path / "none.toml")
+    with pytest.raises(ValueError, match=r"plan = 'ful': .*; the bundled plans are first and full"):
+        plans.load("ful")
 
 
-def test_the_documented_keys_are_the_keys_of_the_default_plan():
-    path = resources.files("jaxprune.studies").joinpath("default.toml")
-    source = tomllib.loads(path.read_text())
+@pytest.mark.parametrize("name", plans.BUNDLED)
+def test_the_bundled_plans_are_in_the_documented_keys(name):
+    path = resources.files("jaxprune.studies").joinpath("plans", f"{name}.toml")
+    source = tomllib.loads(path.read_text("utf-8"))
+    assert set(source) <= set(plans.PLAN_KEYS)
     used = {key for experiment in source["experiment"] for key in experiment}
     assert used <= set(plans.EXPERIMENT_KEYS)

@@ -117,8 +117,13 @@ def test_a_result_has_a_page_and_rows(result):
         (end, found["high"]) for end, found in result["ends"].items()
     ]
     assert "is further than 0.6 from the network it was pruned from" in report.page(read)
-    found = outcomes(random.Random(0), [read], 40)
-    assert min(found.values()) > 5, found
     del read["ends"]["upper"]["low"]
     with pytest.raises(ValueError, match="low"):
         reading.check(read)
+
+
+@pytest.mark.ci
+def test_what_passes_the_checks_has_a_page(result):
+    read = json.loads(json.dumps(result))
+    found = outcomes(random.Random(0), [read], 40)
+    assert min(found.values()) > 5, found

@@ -160,6 +160,72 @@ def test_the_table_loses_no_number_at_any_width(result, width):
     assert "…" not in text and max(map(len, text.splitlines())) <= width
 
 
+def summarized(result, **console):
+    stream = io.StringIO()
+    report.summarize(result, Console(file=stream, **console))
+    return stream.getvalue()
+
+
+def test_a_summary_of_few_claims_has_each_verdict_on_one_screen(result):
+    text = summarized(result, width=80)
+    said = " ".join(text.split())
+    assert text.count("undecided") == 5 and "3.5 * holds, 0.5 undecided, 0.5 violated" in said
+    assert "6 claims: 1 hold, 1 violated, 4 undecided; 1 certified" in said
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e]", text) and "<img src=x" in text
+    plan = [
+        cell(experiment=f"Theorem {i // 4}", case=i // 2, eps=float(i), network="dense 64-64-64-10")
+        for i in range(16)
+    ]
+    lines = summarized(result | {"cells": plan}, width=80).splitlines()
+    assert (
+        len(lines) <= 22 and max(map(len, lines)) <= 80
+    )  # a line for the folder, one for a prompt
+
+
+@pytest.mark.parametrize("experiments", [3, 9, 40])
+def test_a_summary_of_many_claims_counts_them_on_one_screen(result, experiments):
+    verdicts = ("holds", "violated", "undecided", "holds", "holds", "violated")
+    cells = [
+        cell(
+            experiment=f"{i}: {HOSTILE}",
+            verdict=v,
+            by_theorem="certified" if v == "holds" else None,
+        )
+        for i in range(experiments)
+        for v in verdicts
+    ]
+    text = summarized(result | {"cells": cells}, width=80)
+    lines = text.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e]", text)
+    rows = [line.split() for line in lines if re.search(r"\d+ +\d+ +\d+ +\d+ *$", line)]
+    assert sum(int(row[-4]) for row in rows) == 3 * experiments  # hold
+    assert sum(int(row[-3]) for row in rows) == 2 * experiments  # violated
+    assert sum(int(row[-1]) for row in rows) == 3 * experiments  # certified
+
+
+def test_a_summary_warns_of_what_limits_its_verdicts(result):
+    said = lambda: " ".join(summarized(result, width=80).split())
+    assert "audit" not in said() and "exploratory" not in said() and "missing" not in said()
+    result["blocks"] |= {"failed_audit": "x came out otherwise", "complete": False}
+    result["runs"]["exploratory"] = True
+    for words_ in ("An audit found that x came out", "run is exploratory", "Blocks are missing"):
+        assert words_ in said()
+
+
+def test_lines_of_claims_fit_the_terminal():
+    found = report.claim_lines(
+        [
+            cell(network="dense 64-64-64-10, relu", eps=0.0755, eps_source="theorem", verdict=None),
+            cell(network="dense 64-64-64-10, relu", verdict="undecided"),
+            cell(network=HOSTILE, domain="test images"),
+        ]
+    )
+    first, second, hostile = (line.plain for line in found)
+    assert first.endswith("P(gap ≤ 0.0755 *) in 0.887–0.992  open") and len(second) == 80
+    assert "test images" in hostile and not re.search(r"[\x00-\x1f\x7f\u202e]", hostile)
+
+
 @pytest.mark.parametrize("value", [7.8746, 0.16023, 0.017521, 5.0, 0.999, 9.999, 1234.5, 1e-7])
 def test_certified_numbers_are_rounded_up(value):
     shown = float(words.number_up(value))
@@ -290,6 +356,7 @@ steps = 1
 """
 
 
+@pytest.mark.ci
 def test_a_plan_whose_trials_all_overflow_is_reported(tmp_path):
     (tmp_path / "plan.toml").write_text(OVERFLOWING)
     arguments = ["verify", "--plan", "plan.toml", "--out", "out"]

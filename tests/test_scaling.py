@@ -50,6 +50,7 @@ def test_bad_input_is_one_line_and_status_2(scaling, capsys, words):
     assert said.err.startswith("scaling: ") and said.err.count("\n") == 1
 
 
+@pytest.mark.ci
 def test_rows_of_trials_and_memory_are_strict_json(scaling, tmp_path, capsys):
     path = tmp_path / "rows.json"
     words = ["--what", "trials", "memory", "--trials", "64", "--rounds", "1", "--json", str(path)]
@@ -77,6 +78,7 @@ def test_rows_of_trials_and_memory_are_strict_json(scaling, tmp_path, capsys):
     assert "growth mib" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are set back on Linux alone")
 def test_a_child_s_peak_grows_with_what_it_allocates(tasks):
     source = """import numpy as np, scaling_tasks
@@ -92,6 +94,7 @@ result = tasks.memory()["peak"]
         assert high - low == pytest.approx(more * 2**20, rel=0.25)
 
 
+@pytest.mark.ci
 def test_a_child_that_fails_says_why_and_sees_no_cache_unless_it_is_given(tasks, monkeypatch):
     monkeypatch.setenv(tasks.CACHE, "/somewhere")
     source = f"result = os.environ.get({tasks.CACHE!r})"

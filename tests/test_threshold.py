@@ -349,8 +349,13 @@ def test_a_result_has_a_page_and_rows(result):
     assert read["plan"]["hash"] in report.page(read)
     rows = list(csv.DictReader(io.StringIO(report.to_csv(read))))
     assert [int(row["close"]) for row in rows] == [cell["close"] for cell in result["cells"]]
-    found = outcomes(random.Random(0), [read], 40)
-    assert min(found.values()) > 5, found
     read["cells"][0]["verdict"] = "sure"
     with pytest.raises(ValueError, match="verdict"):
         reading.check(read)
+
+
+@pytest.mark.ci
+def test_what_passes_the_checks_has_a_page(result):
+    read = json.loads(json.dumps(result))
+    found = outcomes(random.Random(0), [read], 40)
+    assert min(found.values()) > 5, found

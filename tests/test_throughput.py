@@ -54,6 +54,7 @@ def engine(request, peers):
     return request.param, sample(peers, "engine", request.param)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
 def test_a_peer_s_gaps_have_the_engine_s_law(peers, engine, name):
     if name == "torch" and importlib.util.find_spec("torch") is None:
@@ -154,6 +155,7 @@ def test_report_and_file_without_torch(throughput, monkeypatch, capsys, tmp_path
     assert {row["of_floor"] for row in rows} == {0.5, 1.0}
 
 
+@pytest.mark.ci
 def test_a_worker_answers_and_says_what_failed(throughput):
     found = throughput.Worker("numpy", 1)
     try:

@@ -79,7 +79,8 @@ def test_few_steps_train_well(network):
     assert tuple(w.shape for w in params) == tuple((4, *s) for s in network.weight_shapes)
     assert all(w.dtype == jnp.float32 for w in params)
     x = trained.as_inputs(network, data.test_x)
-    outputs = jax.vmap(jax.vmap(network, in_axes=(None, 0)), in_axes=(0, None))(params, x)
+    every = jax.vmap(jax.vmap(network, in_axes=(None, 0)), in_axes=(0, None))
+    outputs = jax.jit(every)(params, x)
     accuracy = (np.asarray(outputs).argmax(axis=2) == data.test_y).mean(axis=1)
     assert accuracy.shape == (4,)
     assert accuracy.min() > 0.9
@@ -90,7 +91,7 @@ def test_a_network_does_not_depend_on_how_many_are_trained():
     few, many = _train(DENSE, 3), _train(DENSE, 7, progress=done.append)
     assert done == [4, 7]
     for a, b in zip(few, many, strict=True):
-        np.testing.assert_array_equal(a, b[:3])
+        np.testing.assert_array_equal(a, np.asarray(b)[:3])
 
 
 def test_a_network_depends_on_the_chunk_by_rounding_only():
@@ -99,28 +100,29 @@ def test_a_network_depends_on_the_chunk_by_rounding_only():
     one, two = (trained.train(SHALLOW, recipe, 4, chunk=chunk) for chunk in (4, 2))
     for a, b in zip(one, two, strict=True):
         # Adam turns the rounding of a tiny gradient into a step of any size: leave out a few.
-        assert np.quantile(np.abs(a - b), 0.99) < 1e-4
+        assert np.quantile(np.abs(np.asarray(a) - np.asarray(b)), 0.99) < 1e-4
 
 
 def test_initial_weights_are_the_same_bits_in_every_batch():
     root = keys.root_key(5)
 
     def some(count):
-        ids = jnp.arange(count, dtype=jnp.uint32)
+        ids = np.arange(count, dtype=np.uint32)
         one = lambda i: trained.initial(SHALLOW, SHORT, root, (jnp.uint32(0), i))
         return jax.jit(jax.vmap(one))(ids)
 
     for a, b, layer in zip(some(3), some(8), SHALLOW.layers, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
         np.testing.assert_array_equal(a, b[:3])
         deviation = np.sqrt(SHORT.law.variance(*layer.fans))
-        assert float(jnp.std(b)) == pytest.approx(deviation, rel=0.2)
+        assert b.std() == pytest.approx(deviation, rel=0.2)
 
 
 def test_networks_and_seeds_differ():
     a, b = _train(DENSE, 2, seed=0), _train(DENSE, 2, seed=1)
-    for v, w in zip(a, b, strict=True):
-        assert float(jnp.abs(v - w).max()) > 0.1
-        assert float(jnp.abs(v[0] - v[1]).max()) > 0.1
+    for v, w in zip(map(np.asarray, a), map(np.asarray, b), strict=True):
+        assert np.abs(v - w).max() > 0.1
+        assert np.abs(v[0] - v[1]).max() > 0.1
 
 
 def test_batches_are_the_networks_own():
@@ -135,7 +137,7 @@ def test_batches_are_the_networks_own():
 def test_divergence_is_returned_and_not_raised():
     recipe = Recipe(steps=3, law=laws.uniform(1e30))
     params = trained.train(SHALLOW, recipe, 2, chunk=2)
-    assert not all(bool(jnp.isfinite(w).all()) for w in params)
+    assert not all(np.isfinite(np.asarray(w)).all() for w in params)
 
 
 def test_a_recipe_is_hashable_and_says_what_it_does():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from jaxprune import report
@@ -134,7 +135,7 @@ def carry_out(args: argparse.Namespace, study: Callable[[Callable], Result]) -> 
 def show(result: Result, folder: Path, spent: float, console: Console) -> None:
     """Prints a result, and where its files are."""
     report.summarize(result, console)
-    print(f"\n{spent:.0f} s. {folder}/result.json: every number; {folder}/report.html: the plots.")
+    print(f"\n{spent:.0f} s. Plots: {folder}/report.html; every number: result.json beside it.")
 
 
 def print_safely(show: Callable[[Console], None]) -> None:
@@ -193,17 +194,23 @@ class Bar(NamedTuple):
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Bar]:
     """Yields what draws a bar on stderr, if that is a terminal."""
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     columns = (
-        BarColumn(24),
+        BarColumn(12),
         TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.description}", markup=False, table_column=rest),
     )
     console = Console(stderr=True)
     drawn = console.is_terminal
     # Without redirection: rich would send stdout to the bar's stderr, even if stdout is a file.
     with Progress(
-        *columns, console=console, transient=True, disable=not drawn, redirect_stdout=False
+        *columns,
+        console=console,
+        transient=True,
+        expand=True,
+        disable=not drawn,
+        redirect_stdout=False,
     ) as bar:
         task = bar.add_task("starting", total=None)
 

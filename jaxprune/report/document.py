@@ -132,7 +132,8 @@ def picture(drawing: Drawing) -> str:
     figure = Figure(figsize=(drawing.width, drawing.height), layout="constrained")
     drawing.draw(figure.add_subplot())
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    # The layout makes room for a legend outside the axes; bbox_inches="tight" would draw twice.
+    figure.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f"<figure><img alt='{text(drawing.name)}' src='data:image/png;base64,{data}'></figure>"
 

@@ -90,7 +90,7 @@ def summarize(result: dict[str, Any], console: Console) -> None:
     if len(cells) <= FEW_CLAIMS:
         _verdicts(cells, console)
     else:
-        console.print(_counts(cells))
+        _counts(cells, console)
     console.print(Text(claim(result)))
     console.print(Text(f"*: the ε that a theorem certifies. Verdicts: {how_sure(result)}."))
     for line in warnings(result):
@@ -110,26 +110,29 @@ def _verdicts(cells, console):
             console.print(line)
 
 
-def _counts(cells):
-    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("experiment", no_wrap=True, overflow="ellipsis")
-    names = [
-        v for v in (HOLDS, VIOLATED, UNDECIDED, ESTIMATED) if any(c["verdict"] == v for c in cells)
-    ]
-    for name in ("claims", *names, "certified"):
-        table.add_column(name, justify="right", no_wrap=True)
+_HEADS = {HOLDS: "hold", VIOLATED: "viol.", UNDECIDED: "undec.", ESTIMATED: "estim."}
+
+
+def _counts(cells, console):
+    """A line an experiment; the experiments past the last that has one are added up."""
     groups = itertools.groupby(cells, key=lambda cell: cell["experiment"])
     groups = [(title, list(group)) for title, group in groups]
     shown, rest = groups[:MAX_EXPERIMENTS], groups[MAX_EXPERIMENTS:]
     if rest:
         others = [cell for _, group in rest for cell in group]
         shown.append((f"{len(rest)} more experiments", others))
+    given = {cell["verdict"] for cell in cells}
+    names = [name for name in _HEADS if name in given]
+    rows = [("claims of", *map(_HEADS.get, names), "cert.")]
     for title, group in shown:
         counts = Counter(cell["verdict"] for cell in group)
         proved = sum(cell["by_theorem"] is not None for cell in group)
-        numbers = (len(group), *(counts[name] for name in names), proved)
-        table.add_row(Text(plain(title)), *map(str, numbers))
-    return table
+        rows.append((plain(title), *(counts[name] for name in names), proved))
+    for title, *numbers in rows:
+        numbers = "".join(f"{number:>7}" for number in numbers)
+        line = Text(title)
+        line.truncate(console.width - len(numbers), overflow="ellipsis", pad=True)
+        console.print(line.append(numbers), style="" if title != rows[0][0] else "bold")
 
 
 def render(result: dict[str, Any], console: Console) -> None:

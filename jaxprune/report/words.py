@@ -203,11 +203,13 @@ def warnings(result: dict[str, Any]) -> list[str]:
             "Blocks are missing: a case counts up to the first missing one. Where trials were to "
             "be fixed, it has no verdict yet, and its limits are those of a confidence sequence."
         )
-    if result["runs"]["exploratory"]:
+    runs = result["runs"]
+    if runs["exploratory"]:
+        seeds = ", ".join(str(seed) for seed in runs["seeds"])
         lines.append(
-            f"The plan is for {result['runs']['planned']} seed(s) and this is a further one, so "
-            f"this run is exploratory: its verdicts are {ESTIMATED}, its limits and slopes those "
-            "of one run picked among several."
+            f"The plan is for {runs['planned']}, and runs of seed {seeds} are known, so this run "
+            f"is exploratory: its verdicts are {ESTIMATED}, its limits and slopes those of one run "
+            "picked among several."
         )
     return lines
 
