@@ -275,7 +275,8 @@ class Store:
                 self._rewrite(case, list(self._small[case]))
 
     def _remove(self, case: int, blocks: Collection[int]) -> None:
-        self._rewrite(case, {self._places[case][block] for block in blocks}, without=blocks)
+        for row in {self._places[case][block] for block in blocks}:
+            self._rewrite(case, [row], without=blocks)
 
     def _rewrite(self, case, rows, without=()):
         """Writes the blocks of some rows anew."""
@@ -365,11 +366,12 @@ class Store:
         with self._writing():
             self._note_audit(0, failure)
             for case in list(self._places):
-                bad = [block for block in self._each(case) if block.device == device]
-                sums = [(_block_sum(case, block),) for block in bad]
-                self._db.executemany("INSERT OR IGNORE INTO voided VALUES (?)", sums)
-                self._remove(case, {block.block for block in bad})
-                dropped += len(bad)
+                theirs = (block for block in self._each(case) if block.device == device)
+                sums = {block.block: _block_sum(case, block) for block in theirs}
+                insert = "INSERT OR IGNORE INTO voided VALUES (?)"
+                self._db.executemany(insert, zip(sums.values()))
+                self._remove(case, sums)
+                dropped += len(sums)
         return dropped
 
     def note_error(self, case: int, device: str, error: float) -> None:
@@ -507,12 +509,11 @@ class Store:
         return True
 
     def _find_blocks(self):
-        """Of a file whose rows are sound."""
+        """Of rows that are sound; which are small, the next process finds out."""
         self._places, self._small = {}, {}
         self._in_row.cache_clear()
-        for id, case, data in self._db.execute("SELECT id, case_id, data FROM blocks"):
-            blocks = decompress(data)
-            self._place(case, id, [b.block for b in blocks], sum(len(b.tally) for b in blocks))
+        for id, case, ids in self._db.execute("SELECT id, case_id, ids FROM blocks"):
+            self._places.setdefault(case, {}).update(dict.fromkeys(read_json(ids), id))
 
     def _is_block(self, case, block, trials, device, seconds, packed):
         if not (_all(int, block, trials) and _all(str, device) and _all(float, seconds)):
