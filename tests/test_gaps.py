@@ -441,6 +441,7 @@ def test_ascent_finds_the_supremum_of_small_networks(key):
     assert np.median(found) > 0.9999 and min(found) > 0.9
 
 
+@ci
 def test_pruned_norms_follow_the_square_root_and_the_power_three_halves(key):
     """||removed|| / ||W|| -> sqrt(q) at random and q^(3/2) by magnitude, uniform weights."""
     q = 0.1
