@@ -278,12 +278,15 @@ def test_numbers_do_not_compile_again():
 
 def test_laws_and_pruning_methods_share_the_program_that_measures():
     draws, measures = set(), set()
-    for law in (laws.uniform(), laws.normal()):
-        for method in (pruning.random, pruning.magnitude):
-            block = engine.compiled_block(over_ball(law, method))
-            draws.add(block.draw)
-            measures.add(block.measure)
-    assert (len(draws), len(measures)) == (4, 1)
+    for law, method in (
+        (laws.uniform(), pruning.random),
+        (laws.uniform(), pruning.magnitude),
+        (laws.normal(), pruning.random),
+    ):
+        block = engine.compiled_block(over_ball(law, method))
+        draws.add(block.draw)
+        measures.add(block.measure)
+    assert (len(draws), len(measures)) == (3, 1)
 
 
 @pytest.mark.parametrize("chunk", [16, *(pytest.param(n, marks=pytest.mark.ci) for n in (1, 8))])
@@ -458,7 +461,8 @@ METHODS = [pruning.magnitude, pruning.random, pruning.bernoulli]
     ("network", "domain", "block", "method"),
     [
         *((NETWORK, ROWS, ROWS_BLOCK, method) for method in METHODS),
-        *((NETWORK, BALL, BALL_BLOCK, method) for method in METHODS),
+        *((NETWORK, BALL, BALL_BLOCK, method) for method in METHODS[:2]),
+        pytest.param(NETWORK, BALL, BALL_BLOCK, METHODS[2], marks=pytest.mark.ci),
         *(
             pytest.param(networks.dense((16, 24, 20, 12)), SMALL, None, m, marks=pytest.mark.ci)
             for m in METHODS
