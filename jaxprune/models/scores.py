@@ -128,10 +128,9 @@ def synflow(
     signed = statistics(params)
     with jax.enable_x64(True) if double else nullcontext():
         kind = jnp.float64 if double else jnp.float32
-        # NumPy's arrays stay in NumPy for now: there no operation is compiled.
-        arrays = floating(params)
-        w = {path: x if path in signed else abs(x) for path, x in arrays.items()}
-        w = {path: jax.device_put(x.astype(kind) if double else x) for path, x in w.items()}
+        arrays = {path: jnp.asarray(x) for path, x in floating(params).items()}
+        w = {path: x if path in signed else jnp.abs(x) for path, x in arrays.items()}
+        w = {path: x.astype(kind) if double else x for path, x in w.items()}
         ones = jnp.ones(in_shape, kind)
         flow = lambda w: jnp.sum(apply(put(params, w), ones))
         total, slope = jax.value_and_grad(flow)(w)
