@@ -36,6 +36,7 @@ def command(request, tmp_path_factory):
         return name, folder, text.read()
 
 
+@pytest.mark.ci
 def test_threshold_picks_its_own_epsilons(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["threshold", *SHARED, "--delta", "0.3", "--deltas", "0.3", "--out", "o"]) == 0
@@ -80,6 +81,7 @@ def test_programs_not_used_for_longest_make_room(tmp_path):
 
 def test_a_program_that_cannot_be_read_is_nobody_s_concern():
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         common.keep_programs()
         for verb in ("reading", "writing"):
             text = f"Error {verb} persistent compilation cache entry for 'x': E"

@@ -132,10 +132,8 @@ def test_the_account_of_a_case_is_that_of_its_pairs(verified):
         accounts(plan, 0)
 
 
-def test_an_account_needs_the_run_itself(verified, command, tmp_path):
-    report.write_json(verified, tmp_path / "result.json")
-    status, _, said = command("result.json", "--account", "5")
-    assert status == 2 and "account = 5" in said and "run.db" in said
+@pytest.mark.ci
+def test_an_account_of_a_run(verified, command, tmp_path):
     (tmp_path / "plan.toml").write_text(PLAN)
     assert cli.main(["verify", "--plan", "plan.toml", "--out", "run"]) == 0
     assert "--account 100" in (tmp_path / "run" / "report.html").read_text()
@@ -149,6 +147,12 @@ def test_an_account_needs_the_run_itself(verified, command, tmp_path):
     (tmp_path / "run" / "result.json").write_text(json.dumps(other))
     status, _, said = command("run", "--account", "5", "--out", "b.html")
     assert status == 2 and "another plan" in said and not (tmp_path / "b.html").exists()
+
+
+def test_an_account_needs_the_run_itself(verified, command, tmp_path):
+    report.write_json(verified, tmp_path / "result.json")
+    status, _, said = command("result.json", "--account", "5")
+    assert status == 2 and "account = 5" in said and "run.db" in said
 
 
 def test_the_plot_of_norms_has_every_bound(bounded):

@@ -72,7 +72,10 @@ def test_as_inputs_keeps_the_pixels_in_place():
         trained.as_inputs(networks.dense((3, 10)), data.test_x)
 
 
-@pytest.mark.parametrize("network", [DENSE, CONV], ids=["dense", "conv"])
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(DENSE, id="dense"), pytest.param(CONV, id="conv", marks=pytest.mark.ci)],
+)
 def test_few_steps_train_well(network):
     data = trained.digits()
     params = _train(network, 4)
