@@ -20,7 +20,8 @@ def test_there_are_at_least_forty_of_every_kind():
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault["name"])
 def test_a_fault_changes_one_place_and_leaves_a_program(fault):
-    assert set(fault) == KEYS and Path(ROOT, fault["tests"].split()[0]).is_file()
+    assert set(fault) == KEYS
+    assert Path(ROOT, fault["tests"].split()[0].partition("::")[0]).is_file()
     text = Path(ROOT, fault["file"]).read_text("utf-8")
     changed = ast.parse(mutated(text, fault))
     assert ast.dump(changed) != ast.dump(ast.parse(text))
