@@ -421,14 +421,22 @@ def test_nonfinite_weights_have_no_finite_bound():
     assert not np.isfinite(bounds_of_extremes()[3]).any()
 
 
+FORGOTTEN = pytest.mark.xfail(
+    reason="the weights of a layer that alone is pruned are not looked at where they are kept",
+    strict=True,
+)
+
+
 @ci
+@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=FORGOTTEN)])
 @pytest.mark.parametrize(
     "network",
     [networks.dense((6, 9, 7, 5)), CONVOLUTIONS["same"], CONVOLUTIONS["read-out"]],
     ids=str,
 )
-def test_nonfinite_weights_beside_layers_left_alone_have_no_finite_bound(network):
+def test_nonfinite_weights_beside_layers_left_alone_have_no_finite_bound(network, kept):
     params, masks = pair(network, 0, which=network.names[1])
+    masks[1][(0,) * masks[1].ndim] = kept
     pairs = []
     for value, i in itertools.product(VALUES, range(len(params))):
         broken = [w.copy() for w in params]
