@@ -6,13 +6,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# One worker a core: NumPy's own threads would only get into each other's way.
+# One worker per core: NumPy's own threads would only get into each other's way.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # What the engine asks of the compiler, for the tests' own programs too.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
 import pytest
+import threadpoolctl
 from compilations import Compilations, add_ceilings
 
 from jaxprune.engine import programs
@@ -32,6 +33,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Workers, commands and notebooks compile each program once between them, in every run anew."""
     config.pluginmanager.register(Compilations(config))
+    # A plugin may have loaded NumPy before the variable was set.
+    threadpoolctl.threadpool_limits(1, "blas")
     config.own_cache = None
     if CACHE not in os.environ:
         os.environ[CACHE] = config.own_cache = tempfile.mkdtemp(prefix="jaxprune-tests-")

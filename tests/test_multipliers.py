@@ -421,14 +421,8 @@ def test_nonfinite_weights_have_no_finite_bound():
     assert not np.isfinite(bounds_of_extremes()[3]).any()
 
 
-FORGOTTEN = pytest.mark.xfail(
-    reason="the weights of a layer that alone is pruned are not looked at where they are kept",
-    strict=True,
-)
-
-
 @ci
-@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=FORGOTTEN)])
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize(
     "network",
     [networks.dense((6, 9, 7, 5)), CONVOLUTIONS["same"], CONVOLUTIONS["read-out"]],

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from mutations.run import ROOT, faults, mutated, sessions
+from mutations.run import ROOT, faults, mutated
 
 FAULTS = faults()
 KEYS = {"name", "kind", "file", "old", "new", "tests"}
@@ -29,12 +29,19 @@ def default_tests(path):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
     ]
     assert not any(tier in marks for tier in TIERS for marks in marked), f"{path}: another tier"
-    return {
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-        and not TIERS & {ast.unparse(decorator) for decorator in node.decorator_list}
-    }
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            inner = node.body if isinstance(node, ast.ClassDef) else [node]
+            prefix = f"{node.name}::" if isinstance(node, ast.ClassDef) else ""
+            found |= {prefix + f.name for f in inner if is_default(node) and is_default(f)}
+    return found
+
+
+def is_default(node):
+    """Whether a test, or a class of tests, has no mark of another tier."""
+    marks = {ast.unparse(decorator) for decorator in getattr(node, "decorator_list", ())}
+    return isinstance(node, ast.FunctionDef | ast.ClassDef) and not TIERS & marks
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault["name"])
@@ -47,17 +54,6 @@ def test_a_fault_changes_one_place_and_leaves_a_program(fault):
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault["name"])
 def test_a_fault_names_tests_of_the_default_tier(fault):
-    first, *rest = shlex.split(fault["tests"])
-    for argument in (first, *(a for a in rest if a.startswith("tests/"))):
-        path, _, name = argument.partition("::")
-        names = default_tests(path)
-        assert not name or name.partition("[")[0] in names, f"{argument}: no such default test"
-
-
-def test_tests_without_a_fault_run_in_one_session():
-    named = [{"tests": "tests/a.py::b[1] tests/a.py::c"}, {"tests": "tests/a.py::c"}]
-    options = [{"tests": "tests/d.py -k 'e or f'"}] * 2
-    assert sessions([*named, *options], 2) == [
-        ["-n", "2", "tests/a.py::b[1]", "tests/a.py::c"],
-        ["-n0", "tests/d.py", "-k", "e or f"],
-    ]
+    for node in shlex.split(fault["tests"]):
+        path, _, name = node.partition("::")
+        assert name.partition("[")[0] in default_tests(path), f"{node}: no such default test"

@@ -16,6 +16,7 @@ from jaxprune.engine import memory
 from jaxprune.engine.precision import FULL, check_products
 from jaxprune.engine.run import Run
 from jaxprune.engine.trial import (
+    Ball,
     Numbers,
     Pair,
     Trial,
@@ -24,6 +25,8 @@ from jaxprune.engine.trial import (
     draw_pair,
     measure_pair,
 )
+from jaxprune.networks import Network
+from jaxprune.types import Key
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -52,6 +55,12 @@ def _block_over_rows(design, chunk, numbers, high, low):
         return _with_counts(found, count_correct(design.network, pair, numbers.labelled))
 
     return jax.lax.map(one, (high, low), batch_size=chunk)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def draw_inputs(network: Network, ball: Ball, inputs: Key) -> jax.Array:
+    """The sampled inputs of each trial of a block, `(trials, *in_shape, samples)`."""
+    return jax.vmap(lambda key: ball.draw(key, network.in_shape))(inputs)
 
 
 def _with_counts(trial: Trial, counts: tuple[jax.Array, jax.Array]) -> Trial:

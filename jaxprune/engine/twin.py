@@ -9,13 +9,13 @@ import numpy as np
 
 from jaxprune.engine.blocks import Done, words
 from jaxprune.engine.keys import TrialId
-from jaxprune.engine.programs import compiled_block
+from jaxprune.engine.programs import compiled_block, draw_inputs
 from jaxprune.engine.run import Run
 from jaxprune.engine.trial import Ball, Design, Numbers, Pair, draw_pair
 from jaxprune.gaps import lengths
 from jaxprune.gaps.lengths import largest
 from jaxprune.networks import Network
-from jaxprune.types import Key, Params
+from jaxprune.types import Params
 
 TWINS = 8
 """Trials of a block that are computed twice."""
@@ -24,11 +24,6 @@ TWINS = 8
 @functools.partial(jax.jit, static_argnums=0)
 def _pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:
     return draw_pair(design, numbers, trial)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _drawn(ball: Ball, in_shape: tuple[int, ...], inputs: Key) -> jax.Array:
-    return jax.vmap(lambda key: ball.draw(key, in_shape))(inputs)
 
 
 def _pairs(run: Run, done: Done) -> Iterator[tuple[Params, Params, np.ndarray]]:
@@ -44,7 +39,7 @@ def _pairs(run: Run, done: Done) -> Iterator[tuple[Params, Params, np.ndarray]]:
         return
     # The block's own program, which is there: another would take a second to compile.
     pairs = compiled_block(run).pairs(numbers, *words(done.ids.start, run.block))
-    inputs = np.asarray(_drawn(design.ball, design.network.in_shape, pairs.inputs))
+    inputs = np.asarray(draw_inputs(design.network, design.ball, pairs.inputs))
     pairs = _to_numpy(pairs)
     for i in range(len(few)):
         pair = jax.tree.map(lambda a, i=i: a[i], pairs)

@@ -55,7 +55,10 @@ def multiplier_bound(network: Network, params: Params, removed: Removed) -> jax.
         bound = norms.shifted(mantissa * bound, jnp.where(formed, half, 0) + scale + more)
         nothing = jnp.all(jnp.stack([norms.is_zero(removed[i]) for i in pruned]))
         bound = bound * (1.0 + 2.0**-22) + jnp.finfo(jnp.float32).tiny
-        return jnp.where(nothing, 0.0, bound).astype(jnp.float32)
+        # The kept weights of a layer that alone is pruned enter no form.
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(weights.w)) for weights in layers]))
+        bound = jnp.where(nothing, 0.0, bound)
+        return jnp.where(finite, bound, jnp.nan).astype(jnp.float32)
 
 
 class _Weights(NamedTuple):

@@ -71,6 +71,7 @@ def pytest(folder: Path, cache: str, arguments: list[str], limit: float | None =
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "OPENBLAS_NUM_THREADS": "1",  # several runs share the cores
     }
     start = time.perf_counter()
     try:
@@ -88,22 +89,6 @@ def pytest(folder: Path, cache: str, arguments: list[str], limit: float | None =
     return done.returncode, time.perf_counter() - start, done.stdout[-4000:]
 
 
-def sessions(chosen, jobs: int) -> list[list[str]]:
-    """Arguments of the runs without a fault: one for all tests that are named one by one.
-
-    A selection with options, such as `-k`, has a run of its own.
-    """
-    named, others = [], []
-    for fault in chosen:
-        arguments = shlex.split(fault["tests"])
-        if any(a.startswith("-") for a in arguments):
-            others.append(("-n0", *arguments))
-        else:
-            named += arguments
-    together = [["-n", str(jobs), *dict.fromkeys(named)]] if named else []
-    return together + [list(arguments) for arguments in dict.fromkeys(others)]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="faults; by default all")
@@ -117,12 +102,14 @@ def main():
     with tempfile.TemporaryDirectory(prefix="jaxprune-mutations-") as folder:
         original, cache = Path(folder, "unmodified"), str(Path(folder, "cache"))
         copy_tracked(original)
-        for arguments in sessions(chosen, asked.jobs):
-            status, seconds, output = pytest(original, cache, arguments)
-            shown = " ".join(arguments) if len(arguments) < 8 else f"{len(arguments) - 2} tests"
-            print(f"{'unmodified':12} {seconds:6.1f} s  status {status}  {shown}", flush=True)
-            if status != PASSED:
-                sys.exit(f"{output}\nwithout any fault these tests do not pass")
+        nodes = dict.fromkeys(node for fault in chosen for node in shlex.split(fault["tests"]))
+        arguments = ["-n", str(asked.jobs), *nodes]
+        status, seconds, output = pytest(original, cache, arguments)
+        print(
+            f"{'unmodified':12} {seconds:6.1f} s  status {status}  {len(nodes)} tests", flush=True
+        )
+        if status != PASSED:
+            sys.exit(f"{output}\nwithout any fault these tests do not pass")
 
         def run(number, fault):
             copy = Path(folder, str(number))
