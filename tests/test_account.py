@@ -156,6 +156,7 @@ def test_a_layer_that_loses_nothing_has_no_part():
     assert float(result.shares[[0, 2]].sum()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.ci
 def test_one_pruned_layer_makes_the_whole_gap_of_the_simulated_trials():
     """Same seed: the pairs of `simulate`, and there the input is the worst row."""
     network = networks.dense((6, 9, 7, 5))

@@ -131,6 +131,7 @@ def test_spoiled_programs_change_nothing(tmp_path):
     assert found[0]["blocks"] == found[1]["blocks"]
 
 
+@pytest.mark.ci
 def test_a_command_prints_tables_and_writes_numbers_and_a_page(command):
     def refuse(name):
         raise AssertionError(f"{name} is not strict JSON")
@@ -149,6 +150,7 @@ def test_a_command_prints_tables_and_writes_numbers_and_a_page(command):
         assert word in text.replace("\n", " ")
 
 
+@pytest.mark.ci
 def test_tables_say_what_the_result_says(command):
     name, folder, _ = command
     result = json.loads((folder / "copy.json").read_text("utf-8"))

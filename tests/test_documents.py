@@ -29,6 +29,7 @@ def blocks(language, path="README.md"):
     return [text for name, text in found if name == language]
 
 
+@pytest.mark.ci
 def test_the_readme_s_python_prints_what_it_says(capsys):
     (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})

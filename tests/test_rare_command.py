@@ -28,6 +28,7 @@ def result():
     return rare(NETWORK, LAW, jp.magnitude, AMOUNT, eps=0.6, splitting=PLAN, confidence=0.999)
 
 
+@pytest.mark.ci
 def test_the_study_agrees_with_plain_simulation(result):
     """Of the limits, 1 seed in 1,000 misses; the direct frequencies err by less than .005."""
     json.dumps(result, allow_nan=False)
@@ -40,6 +41,7 @@ def test_the_study_agrees_with_plain_simulation(result):
     assert result["theorem"] == bounds.least_delta(NETWORK, LAW, jp.magnitude, AMOUNT, eps=0.6)
 
 
+@pytest.mark.ci
 def test_the_same_seed_gives_the_same_result(result):
     again = rare(NETWORK, LAW, jp.magnitude, AMOUNT, eps=0.6, splitting=PLAN, confidence=0.999)
     assert again == result
@@ -57,6 +59,7 @@ def printed(result):
     return stream.getvalue()
 
 
+@pytest.mark.ci
 def test_the_table_names_doubts_and_what_is_proved(result):
     ends = {
         "lower": result["ends"]["lower"] | {"doubts": [], "certifying_trials": None},
@@ -68,6 +71,7 @@ def test_the_table_names_doubts_and_what_is_proved(result):
     assert "No theorem here" in printed(result | {"theorem": None})
 
 
+@pytest.mark.ci
 def test_a_replica_that_died_out_is_drawn_and_doubted():
     found = rare(NETWORK, LAW, jp.magnitude, jp.Count(0), eps=0.6, splitting=PLAN)
     assert "a replica died out" in printed(found)
@@ -75,6 +79,7 @@ def test_a_replica_that_died_out_is_drawn_and_doubted():
     assert words.plot(Figure().add_subplot(), found).lines
 
 
+@pytest.mark.ci
 def test_the_command_prints_and_writes(tmp_path, capsys):
     out = tmp_path / "rare"
     arguments = ["rare", "--widths", "4", "4", "4", "2", "--count", "3", "--eps", "0.6", *FAST]
@@ -108,6 +113,7 @@ def test_bad_input_is_one_line(arguments, named, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 def test_a_result_has_a_page_and_rows(result):
     read = json.loads(json.dumps(result))
     reading.check(read)

@@ -103,7 +103,9 @@ def all_at_once(n, function):
     return lambda k, trials: table[trials, k]
 
 
-@pytest.mark.parametrize("delta", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize(
+    "delta", [0.1, *(pytest.param(d, marks=pytest.mark.ci) for d in (0.5, 0.01))]
+)
 def test_looking_after_every_trial_errs_at_most_with_alpha(delta):
     """Exact; Clopper-Pearson limits looked at as often fail the same test."""
     cross = -math.log(ALPHA)
@@ -189,11 +191,12 @@ def test_limits_of_stopped_claims_count_open_trials_against_either_end():
     assert found.verdict == UNDECIDED
 
 
-def test_sprt_keeps_both_errors_and_refuses_equal_hypotheses():
+@pytest.mark.parametrize("horizon", [100, pytest.param(400, marks=pytest.mark.ci)])
+def test_sprt_keeps_both_errors_and_refuses_equal_hypotheses(horizon):
     test = Sprt(0.1, 0.01, alpha=0.02, beta=0.05)
     said = lambda k, n: np.array([test.decide(int(j), n) for j in k], object)
-    assert ever(400, 0.1, lambda k, n: said(k, n) == 0.01) <= 0.02
-    assert ever(400, 0.01, lambda k, n: said(k, n) == 0.1) <= 0.05
+    assert ever(horizon, 0.1, lambda k, n: said(k, n) == 0.01) <= 0.02
+    assert ever(horizon, 0.01, lambda k, n: said(k, n) == 0.1) <= 0.05
     assert test.log_ratio(3, 10) == pytest.approx(
         stats.binom.logpmf(3, 10, 0.01) - stats.binom.logpmf(3, 10, 0.1)
     )

@@ -280,6 +280,7 @@ def test_the_library_gives_the_same_numbers_as_the_command(result, plan_file):
     assert any("training" in p.doing for p in seen)
 
 
+@pytest.mark.ci
 def test_another_seed_gives_other_numbers(plan_file):
     source = plans.load(plan_file).source
     source = {**source, "experiment": source["experiment"][:1]}
@@ -347,7 +348,8 @@ eps = 0.5
 """
 
 
-@pytest.mark.parametrize("how", ["closed pipe", pytest.param("ascii", marks=pytest.mark.ci)])
+@pytest.mark.ci
+@pytest.mark.parametrize("how", ["closed pipe", "ascii"])
 def test_a_terminal_that_fails_costs_no_result(tmp_path, how):
     (tmp_path / "plan.toml").write_text(TINY)
     command = f"{sys.executable} -m jaxprune verify --plan plan.toml --out out"
