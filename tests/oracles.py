@@ -19,6 +19,14 @@ ACTIVATIONS = {
 }
 
 
+NOT_FINITE = (np.nan, np.inf, -np.inf)
+
+
+def with_activation(network, activation):
+    """The same layers with another activation between them."""
+    return networks.Network(network.layers, activation, network.in_shape)
+
+
 def activate(activation, a):
     """The activation's values at `a`, by its own definition."""
     name = activation.name.partition("(")[0]

@@ -15,6 +15,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from oracles import NOT_FINITE
 from scipy import stats
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -557,14 +558,11 @@ def test_infinite_width(domain, law, method):
 # --- failures
 
 
-NONFINITE = (np.nan, np.inf, -np.inf)
-
-
 @pytest.mark.parametrize("method", [pruning.magnitude, pruning.random], ids=str)
 def test_a_nonfinite_weight_is_never_close(method):
     """One weight of any layer, first, last or in the middle; the trials beside it are finite."""
     ws = given_targets()
-    spoiled = list(itertools.product(range(3), NONFINITE, (0, -1, None)))
+    spoiled = list(itertools.product(range(3), NOT_FINITE, (0, -1, None)))
     for i, (layer, value, place) in enumerate(spoiled):
         weights = ws[layer][i].reshape(-1)
         weights[weights.size // 2 if place is None else place] = value
@@ -583,7 +581,7 @@ def test_a_nonfinite_weight_is_never_close(method):
 def test_a_nonfinite_weight_of_one_layer_is_never_close(widths, method):
     network = networks.dense(widths)
     shape = network.weight_shapes[0]
-    for value in NONFINITE:
+    for value in NOT_FINITE:
         w = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
         w[0, 0, 0] = w[1, -1, -1] = w[2, shape[0] // 2, shape[1] // 2] = value
         tally = engine.simulate(

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from oracles import (
+    NOT_FINITE,
     batch,
     difference64,
     forward64,
@@ -15,6 +16,7 @@ from oracles import (
     pair,
     removal,
     removed_part,
+    with_activation,
 )
 
 import jaxprune as jp
@@ -64,11 +66,6 @@ NETWORKS = {
 }
 
 
-def with_activation(name, activation):
-    network = NETWORKS[name]
-    return networks.Network(network.layers, activation, network.in_shape)
-
-
 @pytest.mark.parametrize(
     ("name", "activation"),
     [
@@ -86,7 +83,7 @@ def with_activation(name, activation):
 )
 def test_difference_is_the_difference(name, activation):
     """Of columns at once, and of one input at a time."""
-    network = with_activation(name, activation)
+    network = with_activation(NETWORKS[name], activation)
     params, removed = removal(network, 0)
     x = np.random.default_rng(0).normal(size=(10, *network.in_shape)).astype(np.float32)
 
@@ -319,7 +316,6 @@ def test_convolution_norm_at_the_ends_of_float32(size):
 
 METHODS = tuple(pruning.METHODS.values())
 SEEDS = 7
-NOT_FINITE = (np.nan, np.inf, -np.inf)
 
 
 @functools.cache
@@ -329,7 +325,7 @@ def measured(name, activation=activations.relu):
     Seven pairs of each method; then one of which nothing is pruned; then, for each of NaN and both
     infinities, one with such a weight in each layer.
     """
-    network = with_activation(name, activation)
+    network = with_activation(NETWORKS[name], activation)
     pairs = [removal(network, seed, method=method) for method in METHODS for seed in range(SEEDS)]
     pairs.append(removal(network, SEEDS, q=0.0))
     for value in NOT_FINITE:
@@ -357,7 +353,7 @@ BATCHES = [
         pytest.param(name, activations.relu, marks=ci)
         for name in ("dense", "one layer", "conv same", "conv valid", "conv circular")
     ),
-    pytest.param("conv readout", activations.relu, marks=ci),
+    *(pytest.param("conv readout", activation, marks=ci) for activation in ACTIVATIONS),
     *(pytest.param("shallow readout", activation, marks=ci) for activation in ACTIVATIONS[1:]),
     pytest.param("dense", activations.tanh, marks=ci),
 ]

@@ -408,9 +408,10 @@ def test_absurd_sizes_are_refused_at_once(tmp_path, refused, every):
     for i, experiment in enumerate(list(absurd())[::every]):
         path = tmp_path / f"{i}.toml"
         path.write_text(f"[[experiment]]\n{experiment}")
-        start = time.process_time()
+        start = time.process_time(), time.perf_counter()
         refused("verify", "--plan", path.name)
-        assert time.process_time() - start < 2.0
+        # Others may have the processor, but not for long.
+        assert time.process_time() - start[0] < 2.0 and time.perf_counter() - start[1] < 20.0
         count += 1
     assert count >= 48 // every and peak() - before < 500
 

@@ -12,7 +12,7 @@ import jax
 import mpmath
 import numpy as np
 import pytest
-from oracles import activate, batch, difference64, removal
+from oracles import NOT_FINITE, activate, batch, difference64, removal
 
 from jaxprune import activations, engine, gaps, networks, pruning
 from jaxprune.gaps import LinfBall, intervals
@@ -51,7 +51,6 @@ def points(n, radius):
 
 
 RADII = (0.5, 0.5, 16.0, 2.0**-7)
-NOT_FINITE = (np.nan, np.inf, -np.inf)
 
 
 @functools.cache

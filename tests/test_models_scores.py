@@ -172,6 +172,8 @@ def test_deep_synflow_needs_double():
         prune(deep, jax.jit(lambda p: synflow(apply, p, (64,))), 0.5)
     scores = synflow(apply, deep, (64,), double=True)
     assert scores["w"].dtype == np.float64 and isinstance(scores["w"], np.ndarray)
+    # All that flows into a layer flows out of it, to the digits that R of 59 layers has.
+    np.testing.assert_allclose(scores["w"].sum((1, 2)), scores["w"][0].sum(), rtol=1e-9)
     masks = prune(deep, scores, 0.5)
     assert np.asarray(masks["w"]).sum() == 59 * 2048
 

@@ -10,7 +10,7 @@ from mutations.run import ROOT, faults, mutated
 
 FAULTS = faults()
 KEYS = {"name", "kind", "file", "old", "new", "tests"}
-TIERS = {"pytest.mark.ci", "pytest.mark.slow"}
+TIERS = {"pytest.mark.ci", "pytest.mark.slow", "ci", "slow"}
 
 
 def test_there_are_at_least_forty_of_every_kind():

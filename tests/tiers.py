@@ -8,7 +8,7 @@ import pytest
 def grid(*axes, every):
     """All combinations of the values: one in `every` in the default run, the others in `-m ci`.
 
-    With `every` prime to the lengths of the axes the default run meets each of their values early.
+    A sample: where the default run has to meet a certain value, its cases are named one by one.
     """
     return [
         pytest.param(*values, marks=[pytest.mark.ci] if i % every else [])
