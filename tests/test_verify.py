@@ -19,7 +19,7 @@ from jaxprune import cli, statistics
 from jaxprune.engine import Store
 from jaxprune.studies import plan as plans
 from jaxprune.studies import runs
-from jaxprune.studies.ahead import training_ahead
+from jaxprune.studies.ahead import Background, Ended
 from jaxprune.studies.sampling import about, sample
 from jaxprune.studies.verify import Early, judged, verify
 
@@ -181,16 +181,17 @@ def test_cases_of_a_law_come_first_and_each_is_told_when_it_has_its_trials(resul
 def test_training_ends_with_the_sampling_that_it_is_for():
     began, chunks = [], itertools.count()
 
-    def train(job, count, progress):
+    def train(job):
         began.append(job)
         while next(chunks) < 10**6:
-            progress(1)
+            background.go_on()
 
-    with pytest.raises(ZeroDivisionError), training_ahead({"a": 1, "b": 2}, train) as training:
+    with pytest.raises(ZeroDivisionError), Background() as background:
+        one, other = (background.train(train, job) for job in "ab")
         while not began:
             pass
         raise ZeroDivisionError
-    assert began == ["a"] and training["a"].exception() and training["b"].cancelled()
+    assert began == ["a"] and isinstance(one.exception(), Ended) and other.cancelled()
     assert next(chunks) < 10**6
 
 

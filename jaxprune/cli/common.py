@@ -50,7 +50,8 @@ def keep_programs() -> None:
 
     JAX's own setting, `JAX_COMPILATION_CACHE_DIR`, goes before; empty, it turns this off.
     """
-    # A file that cannot be read, or written, costs a compilation and is nobody's concern.
+    # A file that a killed process left half written costs a compilation in each run until it is
+    # removed for its age, and is nobody's concern.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if CACHE in os.environ or jax.config.jax_compilation_cache_dir:
         return
@@ -58,12 +59,12 @@ def keep_programs() -> None:
     folder = home / "jaxprune" / processor()
     with contextlib.suppress(OSError):  # no folder, no cache
         folder.mkdir(parents=True, exist_ok=True)
-        _make_room(folder, CACHE_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # Left alone, JAX keeps only what took a second to compile: most programs take less.
         for name, value in KEEP_ALL.items():
             if name.upper() not in os.environ:
                 jax.config.update(name, value)
+        _make_room(folder, CACHE_BYTES)
 
 
 def _make_room(folder: Path, most: int) -> None:
@@ -184,11 +185,11 @@ class Bar(NamedTuple):
 
     Attributes:
       advance: a study's progress callback; None where there is no terminal, and nothing is drawn.
-      say: prints lines on stdout, above the bar where both are on a terminal.
+      print_lines: prints lines on stdout, above the bar where both are on a terminal.
     """
 
     advance: Callable | None
-    say: Callable[[Iterable[Text]], None]
+    print_lines: Callable[[Iterable[Text]], None]
 
 
 @contextlib.contextmanager
@@ -218,11 +219,11 @@ def progress_bar() -> Iterator[Bar]:
             doing = plain(f"{p.doing}: {p.note}" if p.note else p.doing)
             bar.update(task, description=doing, completed=p.done, total=p.total)
 
-        def say(lines):
+        def print_lines(lines):
             if drawn and sys.stdout.isatty():
                 for line in lines:
                     console.print(line, soft_wrap=True)
             else:
                 print_safely(lambda own: [own.print(line, soft_wrap=True) for line in lines])
 
-        yield Bar(advance if drawn else None, say)
+        yield Bar(advance if drawn else None, print_lines)

@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--account", type=int, default=0, metavar="N", help="split the gap by layer, on N pairs of "
         "each case that prunes two layers or more; needs the run's run.db (0: no account)"
     )  # fmt: skip
-    add("--table", action="store_true", help="print the result's tables, a row a claim, too")
+    add("--table", action="store_true", help="also print the result's tables, one row per claim")
     add("--csv", type=Path, metavar="FILE", help="a row a claim, in a new file")
     add("--parquet", type=Path, metavar="FILE", help="the same; needs jaxprune[tables]")
     return command

@@ -125,7 +125,7 @@ def run_kept(
                 # What an audit has found, the next one answers, asked for or not.
                 share = 0.0 if args.audit is None and store.failed_audit else args.audit
                 with common.progress_bar() as bar:
-                    completed = _telling(plan, store, made, bar, audited=share is not None)
+                    completed = _verdict_printer(plan, store, made, bar, audited=share is not None)
                     sampling.sample(
                         plan, store, bar.advance, part=part, seconds=seconds, completed=completed
                     )
@@ -165,20 +165,29 @@ def run_kept(
     return 0
 
 
-def _telling(plan, store, made, bar, *, audited):
+def _verdict_printer(plan, store, made, bar, *, audited):
     """Prints the claims of each case once it has its trials, under its experiment's title."""
-    early, told = Early(plan, store, made, audited=audited), []
+    early, last_title = Early(plan, store, made, audited=audited), None
 
     def completed(number):
-        cells = early(number)
-        if not told:
+        nonlocal last_title
+        cells, title = early(number), plan.cases[number].title
+        if last_title is None:
             claims = sum(len(case.eps) for case in plan.cases)
-            bar.say(report.opening(plan.title, claims, plan.delta, audited=audited))
-        title = cells[0]["experiment"]
-        if title not in told[-1:]:
-            told.append(title)
-            bar.say([Text(plain(title), style="bold")])
-        bar.say(report.claim_lines(cells))
+            bar.print_lines(
+                report.header(
+                    plan.title,
+                    claims,
+                    plan.delta,
+                    plan.confidence_of_run,
+                    until_decided=plan.until_decided,
+                    audited=audited,
+                )
+            )
+        if title != last_title:
+            bar.print_lines([Text(plain(title), style="bold")])
+        bar.print_lines(report.claim_lines(cells))
+        last_title = title
 
     return completed
 

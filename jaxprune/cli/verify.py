@@ -26,7 +26,6 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--plan",
-        type=Path,
         default=plans.FIRST,
         metavar="PLAN",
         help=f"a bundled plan, {' or '.join(plans.BUNDLED)}, or a TOML file "

@@ -108,7 +108,7 @@ def compress(blocks: Sequence[FinishedBlock]) -> bytes:
     """
     text = b"\n".join([canonical([b[:-1] for b in blocks]), *(b.tally for b in blocks)])
     if len(text) > MAX_BYTES:
-        raise ValueError(f"a tally of {len(text)} bytes: at most {MAX_BYTES} are kept")
+        raise ValueError(f"finished blocks take {len(text)} bytes; at most {MAX_BYTES} are allowed")
     return zlib.compress(text, wbits=_RAW_DEFLATE)
 
 

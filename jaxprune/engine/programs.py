@@ -26,7 +26,6 @@ from jaxprune.engine.trial import (
     measure_pair,
 )
 from jaxprune.networks import Network
-from jaxprune.types import Key
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -57,10 +56,11 @@ def _block_over_rows(design, chunk, numbers, high, low):
     return jax.lax.map(one, (high, low), batch_size=chunk)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def draw_inputs(network: Network, ball: Ball, inputs: Key) -> jax.Array:
-    """The sampled inputs of each trial of a block, `(trials, *in_shape, samples)`."""
-    return jax.vmap(lambda key: ball.draw(key, network.in_shape))(inputs)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def first_pairs(network: Network, ball: Ball, count: int, pairs: Pair) -> tuple[Pair, jax.Array]:
+    """A block's first pairs, and the sampled inputs of each, `(count, *in_shape, samples)`."""
+    few = jax.tree.map(lambda a: a[:count], pairs)
+    return few, jax.vmap(lambda key: ball.draw(key, network.in_shape))(few.inputs)
 
 
 def _with_counts(trial: Trial, counts: tuple[jax.Array, jax.Array]) -> Trial:

@@ -153,15 +153,19 @@ class Store:
 
     def close(self) -> None:
         """Writes all to the one file, and lets other processes have it."""
-        if self._lock:
-            with contextlib.suppress(sqlite3.Error, OSError):
-                with self._writing():
-                    self._fold(self._small)
+        try:
+            if self._lock:
+                # Folding only saves space: a row that went bad meanwhile is named when it is read.
+                with contextlib.suppress(sqlite3.Error, OSError, TypeError, ValueError):
+                    with self._writing():
+                        self._fold(self._small)
                 # Without its log beside it, a file may be read from another host, or copied.
-                self._db.execute("PRAGMA journal_mode = DELETE")
-        self._db.close()
-        if self._lock:
-            self._lock.release()
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            self._db.close()
+            if self._lock:
+                self._lock.release()
 
     def __enter__(self):
         return self
@@ -316,7 +320,7 @@ class Store:
                 self._db.execute("INSERT OR IGNORE INTO voided VALUES (?)", row)
             voided = {sha256 for (sha256,) in self._db.execute("SELECT sha256 FROM voided")}
             is_void = lambda case, block: bool(voided) and _block_sum(case, block) in voided
-            for case in list(self._places):
+            for case in list(self._places) if voided else ():
                 self._remove(case, {b.block for b in self._each(case) if is_void(case, b)})
             for case in other.cases:
                 theirs = (block for block in other._each(case) if not is_void(case, block))

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune.engine.blocks import Done, words
 from jaxprune.engine.keys import TrialId
-from jaxprune.engine.programs import compiled_block, draw_inputs
+from jaxprune.engine.programs import compiled_block, first_pairs
 from jaxprune.engine.run import Run
 from jaxprune.engine.trial import Ball, Design, Numbers, Pair, draw_pair
 from jaxprune.gaps import lengths
@@ -39,8 +39,8 @@ def _pairs(run: Run, done: Done) -> Iterator[tuple[Params, Params, np.ndarray]]:
         return
     # The block's own program, which is there: another would take a second to compile.
     pairs = compiled_block(run).pairs(numbers, *words(done.ids.start, run.block))
-    inputs = np.asarray(draw_inputs(design.network, design.ball, pairs.inputs))
-    pairs = _to_numpy(pairs)
+    pairs, inputs = first_pairs(design.network, design.ball, len(few), pairs)
+    pairs, inputs = _to_numpy(pairs), np.asarray(inputs)
     for i in range(len(few)):
         pair = jax.tree.map(lambda a, i=i: a[i], pairs)
         yield pair.params, pair.pruned, inputs[i]

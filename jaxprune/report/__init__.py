@@ -2,11 +2,11 @@
 
 from jaxprune.report.page import page, render, summarize, write_folder, write_json
 from jaxprune.report.rows import records, to_csv, to_dataframe, to_xarray, write_parquet
-from jaxprune.report.verify import claim_lines, opening
+from jaxprune.report.verify import claim_lines, header
 
 __all__ = [
     "claim_lines",
-    "opening",
+    "header",
     "page",
     "records",
     "render",

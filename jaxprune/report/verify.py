@@ -23,6 +23,7 @@ from jaxprune.report.words import (
     limits,
     number,
     number_up,
+    percent,
     plain,
     slope,
     summary,
@@ -49,17 +50,23 @@ FEW_CLAIMS, MAX_EXPERIMENTS = 16, 12
 """Of a summary: so many claims have a verdict each, else so many experiments have counts."""
 
 
-def opening(title: str, claims: int, delta: float, *, audited: bool) -> list[Text]:
+def header(
+    title: str, claims: int, delta: float, confidence: float, *, until_decided: bool, audited: bool
+) -> list[Text]:
     """What stands above the lines of `claim_lines`."""
-    waits = "no verdict before the audit" if audited else "the verdict waits for other cases"
+    limits = f"one-sided, {percent(confidence)} each, not joint over claims"
+    if until_decided:
+        limits = f"of a {percent(confidence)} confidence sequence per claim"
+    waits = "verdicts come after the audit" if audited else "depends on cases still running"
     return [
         Text(f"{plain(title)}: {claims} claims P(gap ≤ ε) ≥ {1.0 - delta:.12g}"),
-        Text(f"*: the ε that a theorem certifies; open: {waits}"),
+        Text(f"Limits are {limits}."),
+        Text(f"*: ε certified by a theorem. open: {waits}."),
     ]
 
 
 def claim_lines(cells: Sequence[dict[str, Any]]) -> list[Text]:
-    """One case, a line a claim: case, epsilon, limits of P, verdict.
+    """One line per claim: case, epsilon, limits of P, verdict.
 
     Args:
       cells: of one case, with the keys that `studies.verify.Early` gives.
@@ -92,7 +99,9 @@ def summarize(result: dict[str, Any], console: Console) -> None:
     else:
         _counts(cells, console)
     console.print(Text(claim(result)))
-    console.print(Text(f"*: the ε that a theorem certifies. Verdicts: {how_sure(result)}."))
+    said = any(cell["verdict"] != ESTIMATED for cell in cells)
+    sure = f" Verdicts: {how_sure(result)}." if said else ""
+    console.print(Text(f"*: ε certified by a theorem.{sure}"))
     for line in warnings(result):
         console.print(Text(line))
     console.print(Text(f"{summary(result)}.", style="bold"))
@@ -114,7 +123,7 @@ _HEADS = {HOLDS: "hold", VIOLATED: "viol.", UNDECIDED: "undec.", ESTIMATED: "est
 
 
 def _counts(cells, console):
-    """A line an experiment; the experiments past the last that has one are added up."""
+    """One line per experiment; those that have no room are added up."""
     groups = itertools.groupby(cells, key=lambda cell: cell["experiment"])
     groups = [(title, list(group)) for title, group in groups]
     shown, rest = groups[:MAX_EXPERIMENTS], groups[MAX_EXPERIMENTS:]
@@ -128,11 +137,11 @@ def _counts(cells, console):
         counts = Counter(cell["verdict"] for cell in group)
         proved = sum(cell["by_theorem"] is not None for cell in group)
         rows.append((plain(title), *(counts[name] for name in names), proved))
-    for title, *numbers in rows:
+    for i, (title, *numbers) in enumerate(rows):
         numbers = "".join(f"{number:>7}" for number in numbers)
         line = Text(title)
         line.truncate(console.width - len(numbers), overflow="ellipsis", pad=True)
-        console.print(line.append(numbers), style="" if title != rows[0][0] else "bold")
+        console.print(line.append(numbers), style="" if i else "bold")
 
 
 def render(result: dict[str, Any], console: Console) -> None:

@@ -128,11 +128,13 @@ def how_sure(result: dict[str, Any]) -> str:
     if result["plan"]["correction"] == E_BH:
         share = percent(1.0 - confidence)
         return (
-            f"of those said to hold at most {share} are wrong in the mean, likewise of the violated"
+            f"the expected share of false verdicts is at most {share} among those that hold, and "
+            "among those that are violated"
         )
+    error = percent(1.0 - confidence)
     return (
-        f"with {percent(confidence)} confidence none is wrongly said to hold, with "
-        f"{percent(confidence)} none to be violated"
+        f"the probability that any claim is falsely said to hold is at most {error}, "
+        f"and to be violated at most {error}"
     )
 
 

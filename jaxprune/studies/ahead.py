@@ -1,62 +1,55 @@
 """Work that goes on in the background while other runs are sampled: compilation and training."""
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from jaxprune import engine
-from jaxprune.types import Params
 
-Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
-@contextlib.contextmanager
-def compiling_ahead(runs: Sequence[engine.Run]) -> Iterator[Callable[[engine.Run], None]]:
-    """Compiles the runs' programs in their order; those not begun are dropped at the end.
+class Ended(Exception):
+    """What the background was for is over."""
 
-    Yields a function that takes one more run.
+
+class Background:
+    """One thread that compiles, and one that trains, within a `with`.
+
+    At the end what was not begun is dropped; the program that is being compiled, and the step
+    between two calls of `go_on`, are waited for.
     """
-    with ThreadPoolExecutor(1) as compiler:
 
-        def compile_too(run):
-            compiler.submit(engine.compiled_block, run)
+    def __init__(self):
+        self._compiler, self._trainer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._ended = threading.Event()
 
-        try:
-            for run in runs:
-                compile_too(run)
-            yield compile_too
-        finally:
-            compiler.shutdown(cancel_futures=True)
+    def compile(self, runs: Iterable[engine.Run]) -> None:
+        """Compiles the programs of runs, in their order."""
+        for run in runs:
+            self._compiler.submit(engine.compiled_block, run)
 
+    def train(self, train: Callable[..., Result], *arguments: object) -> Future[Result]:
+        """Calls a function that trains, after those given before."""
+        return self._trainer.submit(train, *arguments)
 
-class _Ended(Exception):
-    pass
+    def go_on(self) -> None:
+        """Called between two steps of training.
 
+        Raises:
+          Ended: nobody waits for its result.
+        """
+        if self._ended.is_set():
+            raise Ended
 
-@contextlib.contextmanager
-def training_ahead(
-    jobs: Mapping[Job, int], train: Callable[[Job, int, Callable[[int], None]], Params]
-) -> Iterator[Mapping[Job, Future]]:
-    """Trains networks, one job after the other; at the end the chunk in work is the last one.
+    def __enter__(self) -> "Background":
+        return self
 
-    Args:
-      jobs: what is trained, and how many networks of each.
-      train: `(job, count, progress)` returns the networks; it calls progress after each chunk.
-
-    Yields:
-      The networks of each job, as a future.
-    """
-    ended = threading.Event()
-
-    def progress(_):
-        if ended.is_set():
-            raise _Ended
-
-    with ThreadPoolExecutor(1) as trainer:
-        try:
-            yield {job: trainer.submit(train, job, count, progress) for job, count in jobs.items()}
-        finally:
-            ended.set()
-            trainer.shutdown(cancel_futures=True)
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+        # Both are told before either is waited for.
+        for pool in (self._compiler, self._trainer):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._compiler, self._trainer):
+            pool.shutdown()

@@ -20,7 +20,7 @@ from jaxprune.laws import Law
 from jaxprune.networks import Network, select_layers
 from jaxprune.pruning import Fraction, Pruning
 from jaxprune.statistics import BRACKET, HOLDS, TRIALS, VIOLATED, Counts, Ends, judge_ends
-from jaxprune.studies.ahead import compiling_ahead
+from jaxprune.studies.ahead import Background
 from jaxprune.studies.result import Progress, environment, plain, sha256
 from jaxprune.studies.setting import Layers, Setting, Steps, setting
 
@@ -176,7 +176,8 @@ def frontier(
     runs = [asked.prepare(network, Fraction(1.0)) for network in asked.networks]
     steps = Steps(progress, [most_probes(len(g)) * g[-1] for g in grids])
     points = []
-    with compiling_ahead(runs):
+    with Background() as background:
+        background.compile(runs)
         for network, grid in zip(asked.networks, grids, strict=True):
             bracket = bisect(_prober(asked, network, grid, eps, delta, level, steps), len(grid))
             points.append(_point(asked, network, grid, bracket, eps, delta))

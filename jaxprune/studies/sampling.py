@@ -24,7 +24,7 @@ from jaxprune.laws import Law
 from jaxprune.statistics import Evidence
 from jaxprune.studies import cases, trained
 from jaxprune.studies import plan as plans
-from jaxprune.studies.ahead import compiling_ahead, training_ahead
+from jaxprune.studies.ahead import Background
 from jaxprune.studies.plan import Case, Plan
 from jaxprune.studies.result import Progress, environment, identity
 from jaxprune.studies.standing import Standing
@@ -217,44 +217,43 @@ def _sample(plan, store, progress, part, deadline, completed):
     for number in complete if whole else ():
         completed(number)
     missing = sorted({*range(len(plan.cases))} - {*complete})
-    from_law = [i for i in missing if isinstance(plan.cases[i].targets, Law)]
-    from_training = [i for i in missing if i not in from_law]
     jobs = cases.trainings(plan, missing)
     seconds = {job: 4.0 + 0.05 * count for job, count in jobs.items()}
     seconds |= {number: cases.seconds(plan.cases[number]) for number in missing}
     work = _Work(seconds, progress, deadline)
 
-    def train(job, count, chunk_done):
+    def train(job, count):
         def advance(n):
-            chunk_done(n)
+            background.go_on()
             work.advance(job, n / count)
 
-        work.advance(job, 0.0)
+        advance(0)
         return trained.train(*job, count, plan.seed, progress=advance)
 
     def prepare(number, targets):
         return _as_begun(store, number, cases.prepare(plan.cases[number], plan, targets))
 
     def sample_case(number, run):
-        _sample_case(plan, store, number, run, part, deadline, work)
+        complete = _sample_case(plan, store, number, run, part, deadline, work)
         work.share[number] = 1.0
-        if whole and _case_complete(plan, store, number, part):
+        if whole and complete:
             completed(number)
 
-    runs = [prepare(number, {}) for number in from_law]
-    with compiling_ahead(runs) as compile_too, training_ahead(jobs, train) as training:
-        for number, run in zip(from_law, runs, strict=True):
+    def sample_cases(numbers, targets):
+        runs = [prepare(number, targets) for number in numbers]
+        background.compile(runs)
+        for number, run in zip(numbers, runs, strict=True):
             sample_case(number, run)
-        targets: dict[tuple, Params] = {}
-        for job, count in jobs.items():
-            doing = f"training {count} networks: {job[0]}"
-            _wait(training[job], lambda d=doing: work.report(d))
-            targets[job] = training[job].result()
-        runs = [prepare(number, targets) for number in from_training]
-        for run in runs:
-            compile_too(run)
-        for number, run in zip(from_training, runs, strict=True):
-            sample_case(number, run)
+
+    with Background() as background:
+        training = {job: background.train(train, job, count) for job, count in jobs.items()}
+        sample_cases([i for i in missing if isinstance(plan.cases[i].targets, Law)], {})
+        for (network, recipe), networks in training.items():
+            job = network, recipe
+            doing = f"training {jobs[job]} networks: {network}"
+            _wait(networks, lambda d=doing: work.report(d))
+            of_job = [i for i in missing if (plan.cases[i].network, plan.cases[i].targets) == job]
+            sample_cases(of_job, {job: networks.result()})
 
 
 def _wait(future: Future, report: Callable[[], None]) -> None:
@@ -265,6 +264,7 @@ def _wait(future: Future, report: Callable[[], None]) -> None:
 
 
 def _sample_case(plan, store, number, run, part, deadline, work):
+    """Returns whether all blocks, or all that are needed to decide, are there."""
     case = plan.cases[number]
     start = time.perf_counter()
 
@@ -308,6 +308,7 @@ def _sample_case(plan, store, number, run, part, deadline, work):
             decided = bool(prefix and prefix.advance(done.block))
             with contextlib.suppress(_OutOfTime):  # what is in work is kept
                 advance(min(trials * part.of, case.trials), standing(tally))
+    return decided or len(store.blocks(number)) == len(run.blocks)
 
 
 def check_error(number: int, error: float | None, device: str) -> None:

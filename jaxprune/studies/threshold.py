@@ -35,7 +35,7 @@ from jaxprune.statistics import (
     exponent,
     judge_ends,
 )
-from jaxprune.studies.ahead import compiling_ahead
+from jaxprune.studies.ahead import Background
 from jaxprune.studies.result import Progress, environment, plain, sha256
 from jaxprune.studies.setting import Layers, Setting, Steps, numbers, setting
 
@@ -147,7 +147,8 @@ def threshold(
     _check_removes(asked, amount)
     steps = Steps(progress, [40_000 + trials * d**2 / 20 for d in asked.widths])
     ends = [runs[0], runs[-1]] if not given else []
-    with compiling_ahead([*ends, *runs]):
+    with Background() as background:
+        background.compile([*ends, *runs])
         if not given:
             eps = _pilot(asked, amount, delta)
         tallies = []

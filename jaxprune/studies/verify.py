@@ -219,6 +219,8 @@ def _decisions(plan: Plan, sampled: Sequence[_Sampled]) -> list[Decision]:
         for claim, c in zip(claims, complete, strict=True)
     ]
     decisions = judge(counted, plan.confidence_of_run)
+    if all(complete):
+        return decisions
     anytime = judge_stopped(claims, evidence, plan.confidence_of_run)
     return [
         d if c else d._replace(p_low=a.p_low, p_high=a.p_high)

@@ -34,7 +34,7 @@ def load(
     """Reads a plan.
 
     Args:
-      path: the name of a bundled plan, of `BUNDLED`, or a TOML file.
+      path: the name of a bundled plan, of `BUNDLED`, or a TOML file; a `Path` is always a file.
       trials: instead of every number of trials in the plan.
       seed: instead of the plan's.
       until_decided: whatever the plan says.
@@ -43,7 +43,8 @@ def load(
       ValueError: a file that cannot be read, an unknown key, or a value outside its range; one
         line that names it.
     """
-    text = _bundled(str(path)) if str(path) in BUNDLED else _read(Path(path))
+    named = isinstance(path, str) and path in BUNDLED
+    text = _bundled(path) if named else _read(Path(path))
     try:
         source = tomllib.loads(text)
     except (RecursionError, ValueError) as error:
