@@ -117,13 +117,13 @@ def test_spoiled_programs_change_nothing(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "jaxprune", "verify", "--plan", "plan.toml", "--out", out],
             cwd=tmp_path,
-            env=environment | {"XDG_CACHE_HOME": str(tmp_path)},
+            env=environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
             capture_output=True,
             text=True,
         )
         assert (done.returncode, done.stderr) == (0, "")
         found.append(json.loads((tmp_path / out / "result.json").read_text("utf-8")))
-        (folder,) = (tmp_path / "jaxprune").iterdir()
+        (folder,) = (tmp_path / "cache" / "jaxprune").iterdir()
         files = sorted(folder.iterdir())
         assert len(files) > 5
         for i, path in enumerate(files):

@@ -123,11 +123,16 @@ def test_plans_count_alike_on_up_to_eight_devices():
     check_devices(plan_of(ONE_LAYER, DENSE, CONVOLUTIONAL, trials=100), (1, 2, 3, 4, 8))
 
 
-@pytest.mark.ci
-def test_blocks_in_any_order_on_up_to_eight_devices_count_alike():
+@pytest.mark.parametrize(
+    ("counts", "orders"),
+    [
+        pytest.param((1, 3), 4, marks=pytest.mark.ci),
+        pytest.param((1, 2, 3, 4, 8), 20, marks=pytest.mark.slow),
+    ],
+)
+def test_blocks_in_any_order_on_up_to_eight_devices_count_alike(counts, orders):
     """Orders of 64 blocks each, over rows."""
-    orders = 20
-    found = {n: in_process(ORDERS, n, str(orders)) for n in (1, 2, 3, 4, 8)}
+    found = {n: in_process(ORDERS, n, str(orders)) for n in counts}
     (one,) = {tuple(hashes) for hashes, _ in found.values()}
     assert len(one) == 1
     for devices, (_, used) in found.items():

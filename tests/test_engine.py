@@ -28,6 +28,7 @@ from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.pruning import Fraction, Sublinear
 from jaxprune.types import BrokenInvariant
 
+ci, slow = pytest.mark.ci, pytest.mark.slow
 LAW, HALF = laws.uniform(math.sqrt(6)), Fraction(0.5)
 SMALL = UnitBall(samples=16, starts=4, steps=4)
 
@@ -150,7 +151,7 @@ def test_double_precision_draws_the_same_weights_and_masks():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_double_precision_sessions_have_the_same_gaps():
     code = (
         "import jaxprune as jp; t = jp.simulate(jp.dense((4, 5, 5, 3)), jp.uniform(), jp.magnitude,"
@@ -209,7 +210,7 @@ WIDER = networks.dense((12, 20, 16, 8))
     ("network", "domain", "method", "blocks"),
     [
         (NETWORK, ROWS, pruning.random, (ROWS_BLOCK, 7)),
-        pytest.param(WIDER, SMALL, pruning.random, (1, 7, 64), marks=pytest.mark.ci),
+        pytest.param(WIDER, SMALL, pruning.random, (1, 7, 64), marks=pytest.mark.slow),
         pytest.param(WIDER, SMALL, pruning.magnitude, (1, 7, 64), marks=pytest.mark.ci),
     ],
     ids=["rows-random", "ball-random", "ball-magnitude"],
@@ -465,8 +466,8 @@ METHODS = [pruning.magnitude, pruning.random, pruning.bernoulli]
         *((NETWORK, BALL, BALL_BLOCK, method) for method in METHODS[:2]),
         pytest.param(NETWORK, BALL, BALL_BLOCK, METHODS[2], marks=pytest.mark.ci),
         *(
-            pytest.param(networks.dense((16, 24, 20, 12)), SMALL, None, m, marks=pytest.mark.ci)
-            for m in METHODS
+            pytest.param(networks.dense((16, 24, 20, 12)), SMALL, None, m, marks=tier)
+            for m, tier in zip(METHODS, (ci, slow, slow), strict=True)
         ),
     ],
     ids=[f"{name}-{m}" for name in ("rows", "ball", "wider") for m in METHODS],
@@ -533,9 +534,13 @@ def test_one_gaussian_layer_has_a_known_law():
     [
         (np.eye(32, 256, dtype=np.float32), LAW, pruning.random),
         *(
-            pytest.param(UnitBall(samples=32, starts=1, steps=0), *case, marks=pytest.mark.ci)
-            for case in itertools.product(
-                (LAW, laws.normal(math.sqrt(2))), (pruning.random, pruning.magnitude)
+            pytest.param(UnitBall(samples=32, starts=1, steps=0), *case, marks=tier)
+            for case, tier in zip(
+                itertools.product(
+                    (LAW, laws.normal(math.sqrt(2))), (pruning.random, pruning.magnitude)
+                ),
+                (slow, slow, slow, ci),
+                strict=True,
             )
         ),
     ],

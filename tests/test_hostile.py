@@ -260,7 +260,14 @@ def replaced(rng, value):
     return rng.choice(NASTY)
 
 
-@pytest.mark.parametrize("edits", [40, pytest.param(600, marks=pytest.mark.ci)])
+@pytest.mark.parametrize(
+    "edits",
+    [
+        40,
+        pytest.param(150, marks=pytest.mark.ci),
+        pytest.param(600, marks=pytest.mark.slow),
+    ],
+)
 def test_an_author_with_right_checksums_gets_no_further(made_up_file, tmp_path, edits):
     """Edits of what a run says: a refusal in one line, or a dropped block, or no harm."""
     rng, edit = random.Random(0), tmp_path / "edit" / "run.db"

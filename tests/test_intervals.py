@@ -71,14 +71,14 @@ TANH = networks.dense((6, 9, 5), activations.tanh)
 BATCHES = [
     pytest.param(TANH, "all", id="dense 6-9-5, tanh, all"),
     *(
-        pytest.param(networks.dense(widths, activation), which, marks=ci)
-        for widths, activation, which in (
-            ((6, 9, 7, 5), activations.relu, "middle"),
-            ((6, 9, 7, 5), activations.tanh, "all"),
-            ((6, 9, 5), activations.relu, "all"),
-            ((6, 9, 5), activations.leaky_relu(0.2), "dense1"),
-            ((6, 9, 5), activations.erf, "dense2"),
-            ((6, 9, 5), activations.identity, "dense1"),
+        pytest.param(networks.dense(widths, activation), which, marks=tier)
+        for widths, activation, which, tier in (
+            ((6, 9, 7, 5), activations.relu, "middle", pytest.mark.slow),
+            ((6, 9, 7, 5), activations.tanh, "all", pytest.mark.slow),
+            ((6, 9, 5), activations.relu, "all", ci),
+            ((6, 9, 5), activations.leaky_relu(0.2), "dense1", ci),
+            ((6, 9, 5), activations.erf, "dense2", ci),
+            ((6, 9, 5), activations.identity, "dense1", ci),
         )
     ),
 ]

@@ -313,8 +313,10 @@ class EquinoxStack(eqx.Module):
         return x
 
 
-@ci
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    "biased",
+    [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=ci)],
+)
 @pytest.mark.parametrize("kind", ["flax", "equinox"])
 def test_convolutions_over_the_whole_ball(kind, biased):
     network = jp.convolutional((1, 4, 6), 8, 3, outputs=10)

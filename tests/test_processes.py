@@ -179,9 +179,8 @@ def test_a_million_trials_in_two_processes_count_as_in_one(tmp_path):
 # --- killed
 
 
-@pytest.mark.parametrize(
-    "victim", [pytest.param(1, marks=pytest.mark.ci), pytest.param(0, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_of_two_loses_no_block_that_was_kept(folder, expected, victim):
     stores = ["run/run-1-of-2.db", "run/run-2-of-2.db"]
     pair = folder.distributed("run", 2)

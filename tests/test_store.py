@@ -40,8 +40,11 @@ EMPTY = Tally(EPS, cap=1.3, labelled=5)
 
 
 def often(few, many):
-    """A test's argument: few rounds by default, many in the tier `ci`."""
-    return pytest.mark.parametrize("rounds", [few, pytest.param(many, marks=pytest.mark.ci)])
+    """A test's argument: few rounds by default, some in the tier `ci`, many in `slow`."""
+    some = pytest.param(max(few, many // 5), marks=pytest.mark.ci)
+    return pytest.mark.parametrize(
+        "rounds", [few, some, pytest.param(many, marks=pytest.mark.slow)]
+    )
 
 
 def shape(blocks):
@@ -188,7 +191,7 @@ def test_runs_killed_up_to_four_times_lose_and_repeat_nothing(tmp_path, rounds, 
             assert state_hash(whole(store)) == expected
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:Warning")
 def test_a_naive_writer_does_not_survive_that(tmp_path):
     rng, wrong = random.Random(0), 0
