@@ -173,6 +173,7 @@ def wide_pairs():
     return pairs, x, np.asarray(climbed_pairs(WIDE, 8, 30, *batch(pairs), x)[0])
 
 
+@pytest.mark.ci
 def test_steps_find_no_less_than_the_starts():
     pairs, x, together = wide_pairs()
     none = np.asarray(climbed_pair(WIDE, 8, 0, *pairs[0], x[0])[0]).max()

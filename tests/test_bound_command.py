@@ -14,6 +14,7 @@ NETWORK, LAW = networks.dense((8, 8, 8, 8)), laws.uniform(6**0.5)
 AMOUNT = pruning.Sublinear(0.25)
 
 
+@pytest.mark.ci
 def test_the_study_gives_what_the_library_gives():
     result = bound(NETWORK, LAW, [pruning.magnitude, pruning.random], AMOUNT, delta=0.1, eps=12.0)
     json.dumps(result, allow_nan=False)

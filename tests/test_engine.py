@@ -291,7 +291,8 @@ def test_laws_and_pruning_methods_share_the_program_that_measures():
     assert (len(draws), len(measures)) == (3, 1)
 
 
-@pytest.mark.parametrize("chunk", [16, *(pytest.param(n, marks=pytest.mark.ci) for n in (1, 8))])
+@pytest.mark.ci
+@pytest.mark.parametrize("chunk", [1, 8, 16])
 def test_chunks_change_no_count(chunk):
     """Over rows a block is cut into chunks, with a rest or without one."""
     run = over_rows()

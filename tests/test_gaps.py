@@ -347,8 +347,8 @@ def measured(name, activation=activations.relu):
 
 
 BATCHES = [
-    ("shallow", activations.tanh),
     ("shallow readout", activations.relu),
+    pytest.param("shallow", activations.tanh, marks=ci),
     *(
         pytest.param(name, activations.relu, marks=ci)
         for name in ("dense", "one layer", "conv same", "conv valid", "conv circular")

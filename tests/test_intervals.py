@@ -223,6 +223,7 @@ def test_a_radius_between_two_floats_stays_in_the_cube(key):
     assert 0.1 * (1 - 1e-7) <= float(gap.lower) <= 0.1 <= float(gap.upper) <= 0.1 * (1 + 1e-6)
 
 
+@pytest.mark.ci
 def test_the_engine_counts_a_known_gap():
     """A 1 x d layer without its k smallest weights: the gap is r times the sum of their sizes."""
     d, k, radius = 12, 5, 0.3

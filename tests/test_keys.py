@@ -190,7 +190,11 @@ def counted_bits(key, shape, stream=bits.STANDARD):
     return jax.random.bits(key, shape)
 
 
-@pytest.mark.parametrize("method", [jp.random, jp.magnitude, jp.bernoulli], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [jp.random, *(pytest.param(m, marks=pytest.mark.ci) for m in (jp.magnitude, jp.bernoulli))],
+    ids=str,
+)
 def test_one_trial_uses_no_key_twice(method, monkeypatch):
     for module in (trial, inputs):
         monkeypatch.setattr(module, "random_bits", counted_bits)

@@ -250,6 +250,7 @@ def test_synflow_of_a_dead_norm_is_refused():
     refuses_a_flow(lambda m, x: m(x), Normed([100.0] * 4), (1, 3))
 
 
+@pytest.mark.ci
 def test_random_is_that_of_the_package(key):
     params = {
         "a": np.ones((20, 30), np.float32),

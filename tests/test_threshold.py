@@ -176,6 +176,7 @@ def network(d):
     return jp.dense((d,) * 4)
 
 
+@pytest.mark.ci
 def test_brackets_and_exponents_of_a_known_law(known_law):
     """d* is known in closed form. False alarm below 1 %, the study's own."""
     found = threshold(

@@ -97,6 +97,7 @@ def test_a_network_does_not_depend_on_how_many_are_trained():
         np.testing.assert_array_equal(a, np.asarray(b)[:3])
 
 
+@pytest.mark.ci
 def test_a_network_depends_on_the_chunk_by_rounding_only():
     # Longer training amplifies the rounding: see `train`.
     recipe = Recipe(steps=5)

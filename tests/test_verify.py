@@ -46,8 +46,9 @@ steps = 2
 [[experiment]]
 title = "convolutional"
 network = "convolutional"
-channels = [2, 3, 3, 2]
+channels = [2, 3, 2]
 size = 4
+layers = "all"
 law = "normal"
 pruning = "bernoulli"
 sparsity = 0.1

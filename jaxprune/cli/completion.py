@@ -8,6 +8,7 @@ from jaxprune.cli import common
 
 SHELLS = ("bash", "zsh", "fish")
 
+_FILES = {"plan"}  # or a name
 _NAMES = {
     "activation": tuple(activations.ACTIVATIONS),
     "law": tuple(laws.LAWS),
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         commands.choices[told.dest].description = told.help  # zsh shows it: a line is enough
     for command in commands.choices.values():
         for action in command._actions:
-            if action.type is Path:
+            if action.type is Path or action.dest in _FILES:
                 action.complete = shtab.FILE
             elif action.dest in _NAMES:
                 action.choices = _NAMES[action.dest]
