@@ -28,7 +28,7 @@ def empty_tally(case: Case) -> Tally:
     return Tally(
         tuple(eps for eps, _ in case.eps),
         cap=case.certificate.eps if case.certificate else math.inf,
-        labelled=0 if isinstance(case.targets, Law) else len(trained.digits().test_y),
+        labelled=0 if isinstance(case.targets, Law) else trained.TEST_COUNT,
     )
 
 
@@ -94,7 +94,7 @@ def _design(case: Case) -> engine.Design:
 
 def _inputs(case: Case) -> int:
     """How many inputs pass through a case's network at once."""
-    images = 0 if isinstance(case.targets, Law) else len(trained.digits().test_x)
+    images = 0 if isinstance(case.targets, Law) else trained.TEST_COUNT
     return max(images, case.ball.samples)
 
 

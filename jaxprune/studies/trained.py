@@ -25,6 +25,9 @@ from jaxprune.networks import Network
 from jaxprune.types import Key, Params
 
 CLASSES = 10
+TEST_COUNT = 450
+"""Images for testing: known without loading them, which takes a second or two."""
+
 PIXELS = 64
 HE_NORMAL = laws.normal(scaling="he")
 CPU_CHUNK = 16
@@ -98,6 +101,7 @@ def digits() -> Digits:
     test = np.zeros(len(y), bool)
     test[np.argsort(y, kind="stable")[::4]] = True
     data = Digits(x[~test], y[~test], x[test], y[test])
+    assert len(data.test_y) == TEST_COUNT
     for array in data:
         array.setflags(write=False)  # every caller shares them
     return data

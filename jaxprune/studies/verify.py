@@ -353,7 +353,7 @@ def _facts(case: Case, tally: Tally) -> dict[str, Any]:
         ):
             facts[name] = {f"{p:g}": quantile(p)[1] for p in QUANTILES}
     if not sampled and tally.finite:
-        images = len(trained.digits().test_y) * tally.finite
+        images = trained.TEST_COUNT * tally.finite
         facts["accuracy_target"] = tally.target_correct / images
         facts["accuracy_pruned"] = tally.pruned_correct / images
         facts["accuracy_change"] = (tally.pruned_correct - tally.target_correct) / images
