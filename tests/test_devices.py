@@ -204,6 +204,7 @@ def test_two_thousand_blocks_leak_nothing(tmp_path, compiled):
         assert len(store.blocks(0)) == 2200 and len(compiled) == 1
 
 
+@pytest.mark.ci
 @OVER
 def test_blocks_are_halved_until_the_compiler_says_they_fit(domain):
     run = engine.prepare(

@@ -180,6 +180,7 @@ def wrong_studies(level, studies, rng):
     return wrong
 
 
+@pytest.mark.ci
 def test_all_verdicts_of_a_study_are_right_at_the_stated_confidence():
     """False alarm below 1e-9; a level that ignores the other cells is caught."""
     studies, confidence = 80, 0.7

@@ -145,6 +145,7 @@ def test_the_radius_is_rounded_up_and_scales_are_exact():
     assert ball._exact_scales(known(tiny)) == [1.0]
 
 
+@pytest.mark.ci
 def test_without_biases_it_is_the_packages_own_bound():
     # A bound of either kind may be the smaller by a few percent; here neither is by much.
     params = dense_stack(seed=1, biases=0.0)

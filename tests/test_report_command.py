@@ -161,6 +161,7 @@ def test_an_account_needs_the_run_itself(verified, command, tmp_path):
     assert status == 2 and "account = 5" in said and "run.db" in said
 
 
+@pytest.mark.ci
 def test_the_plot_of_norms_has_every_bound(bounded):
     method = bounded["methods"][0]
     ax = bound_words.plot(Figure().add_subplot(), method)
@@ -218,6 +219,7 @@ def test_a_file_that_is_there_is_not_replaced(verified, command, tmp_path):
     assert not (tmp_path / "b.html").exists()
 
 
+@pytest.mark.ci
 def test_texts_are_drawn_and_printed_as_they_are(bounded, bracketed):
     """No formula in a picture, no markup on a terminal, and no name is left out of a legend."""
     network = r"[red]$\foo$[/x]"

@@ -59,6 +59,7 @@ def command(folder, monkeypatch, *arguments):
     return cli.main(["verify", "--plan", "plan.toml", *arguments])
 
 
+@pytest.mark.ci
 def test_sampling_ends_at_the_first_look_that_decides_every_claim(plan_file):
     plan = plans.load(plan_file)
     source = dict(plan.source)

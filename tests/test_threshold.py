@@ -251,6 +251,7 @@ def result():
     return threshold(one_layer, **SMALL)
 
 
+@pytest.mark.ci
 def test_cells_are_simulations_that_can_be_run_again(result):
     assert len(result["cells"]) == 2 * 3 == result["plan"]["cells"]
     level = level_of_one(0.9, 6)
@@ -266,6 +267,7 @@ def test_cells_are_simulations_that_can_be_run_again(result):
         assert (cell["p_low"], cell["p_high"]) == (ends.p_low, ends.p_high)
 
 
+@pytest.mark.ci
 def test_verdicts_of_one_layer_against_numpy(result):
     """The gap of one layer is the spectral norm of what was removed. False alarm below 10 %."""
     rng, n = np.random.default_rng(5), 10_000
@@ -279,6 +281,7 @@ def test_verdicts_of_one_layer_against_numpy(result):
     assert {cell["verdict"] for cell in result["cells"]} >= {H, V}
 
 
+@pytest.mark.ci
 def test_thresholds_follow_from_the_cells(result):
     text = json.dumps(result, allow_nan=False)
     assert json.loads(text) == result
@@ -296,6 +299,7 @@ def test_thresholds_follow_from_the_cells(result):
     assert [e["estimate"] for e in result["exponents"] if e["kind"] == "paper"] == [None, None]
 
 
+@pytest.mark.ci
 def test_too_few_brackets_have_no_exponent(result):
     rows = [e for e in result["exponents"] if e["kind"] in ("gap", "lower end", "upper end")]
     assert len(rows) == 6
@@ -344,6 +348,7 @@ def test_plot_draws_every_closed_bracket(known_law, no_theorem):
         assert drawn == sorted(b for b in closed if None not in b) and drawn
 
 
+@pytest.mark.ci
 def test_a_result_has_a_page_and_rows(result):
     read = json.loads(json.dumps(result))
     reading.check(read)
