@@ -180,6 +180,7 @@ def test_steps_find_no_less_than_the_starts():
     assert together[0].max() > 1.2 * none > 0
 
 
+@pytest.mark.ci
 def test_a_pair_s_value_does_not_depend_on_the_pairs_beside_it():
     """The climb's end is each pair's own, also where others go on, or are not numbers."""
     pairs, x, together = wide_pairs()

@@ -19,6 +19,7 @@ def test_clopper_pearson_against_statsmodels(n):
     np.testing.assert_allclose(binomial.limits(k, n, ALPHA), theirs, rtol=1e-9)
 
 
+@pytest.mark.ci
 def test_holm_against_statsmodels():
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     rng = np.random.default_rng(0)

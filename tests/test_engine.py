@@ -616,6 +616,7 @@ def test_overflow_is_nonfinite():
     assert not gather(over_ball(laws.uniform(1e20), trials=16)).finite.any()
 
 
+@pytest.mark.ci
 def test_tiny_and_huge_gaps_keep_their_bracket():
     """Squares of these numbers leave float32's range; the gaps themselves do not."""
     w = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)

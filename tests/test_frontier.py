@@ -215,6 +215,7 @@ def result():
     return frontier(one_layer, widths=[4, 3], **SMALL)
 
 
+@pytest.mark.ci
 def test_verdicts_of_one_layer_against_numpy(result):
     """The gap of one layer is the spectral norm of what was removed. False alarm below 1 %."""
     rng, n = np.random.default_rng(5), 20_000
@@ -235,6 +236,7 @@ def test_verdicts_of_one_layer_against_numpy(result):
         assert 0 < point["holds"] < point["violated"] < 1
 
 
+@pytest.mark.ci
 def test_probes_are_simulations_that_can_be_run_again(result):
     point = result["points"][0]
     for probe in point["probes"][::2]:
@@ -268,6 +270,7 @@ def test_another_seed_draws_other_pairs():
     assert found == counts[0] != counts[1]
 
 
+@pytest.mark.ci
 def test_points_are_whole(result):
     text = json.dumps(result, allow_nan=False)
     assert json.loads(text) == result
@@ -286,6 +289,7 @@ def test_points_are_whole(result):
         assert point["infinite_width"] == typical.sparsity
 
 
+@pytest.mark.ci
 def test_the_same_request_gives_the_same_result_and_hash(result):
     seen = []
     again = frontier(one_layer, widths=[3, 4], **SMALL, progress=seen.append)
@@ -344,6 +348,7 @@ def test_impossible_requests_are_refused_before_sampling(monkeypatch, change, na
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.ci
 def test_plot_shows_the_brackets_and_both_lines(result):
     ax = words.plot(Figure().add_subplot(), result)
     points = result["points"]

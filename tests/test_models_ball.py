@@ -49,7 +49,7 @@ def distances64(params, masks, x, fn=relu64):
             activation,
             scale,
             widths,
-            marks=() if scale and (activation, widths) == ("relu", CANONICAL) else ci,
+            marks=() if scale >= 1 and (activation, widths) == ("relu", CANONICAL) else ci,
             id=f"{activation}-{scale}-{len(widths)}",
         )
         for activation in ACTIVATIONS

@@ -271,6 +271,7 @@ def test_the_plan_and_the_environment_are_on_record(result, plan_file):
         assert key in result["environment"]
 
 
+@pytest.mark.ci
 def test_the_library_gives_the_same_numbers_as_the_command(result, plan_file):
     seen = []
     again = verify(plans.load(plan_file), seen.append)
