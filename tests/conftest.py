@@ -16,13 +16,10 @@ import pytest
 import threadpoolctl
 from compilations import Compilations, add_ceilings
 
+from jaxprune.cli.common import KEEP_ALL
 from jaxprune.engine import programs
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
-KEEP_ALL = {
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
 MAPPINGS = 20_000
 
 

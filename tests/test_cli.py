@@ -10,6 +10,7 @@ import warnings
 import jax
 import pytest
 from rich.console import Console
+from tiny_plan import TINY
 
 from jaxprune import cli, report
 from jaxprune.cli import common
@@ -90,26 +91,10 @@ def test_a_program_that_cannot_be_read_is_nobody_s_concern():
     assert [str(w.message) for w in caught] == ["something else"]
 
 
-PLAN = """
-trials = 5
-[[experiment]]
-title = "one"
-network = "dense"
-widths = [3, 4, 4, 2]
-law = "uniform"
-pruning = "random"
-alpha = 0.5
-samples = 2
-starts = 1
-steps = 1
-eps = 0.5
-"""
-
-
 @pytest.mark.ci
 def test_spoiled_programs_change_nothing(tmp_path):
     """Every kept program in pieces: the same counts, and not a word about it."""
-    (tmp_path / "plan.toml").write_text(PLAN)
+    (tmp_path / "plan.toml").write_text(TINY)
     kept = {"JAX_COMPILATION_CACHE_DIR", *(name.upper() for name in common.KEEP_ALL)}
     environment = {key: value for key, value in os.environ.items() if key not in kept}
     found = []

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cell_keys import CELL_KEYS
 from scipy import stats
+from tiny_plan import TINY
 
 from jaxprune import cli, statistics
 from jaxprune.engine import Store
@@ -332,23 +333,6 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, monkeypatch, capsys, arg
     assert captured.err.count("\n") == 1 and named in captured.err
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "full" / "old.json").read_text() == "mine"
-
-
-TINY = """
-title = "tiny"
-trials = 5
-[[experiment]]
-title = "one"
-network = "dense"
-widths = [3, 4, 4, 2]
-law = "uniform"
-pruning = "random"
-alpha = 0.5
-samples = 2
-starts = 1
-steps = 1
-eps = 0.5
-"""
 
 
 @pytest.mark.ci
