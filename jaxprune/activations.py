@@ -23,6 +23,7 @@ class Activation:
       least_slope: the largest c >= 0 with c <= (s(a) - s(b)) / (a - b) for all a != b.
       lipschitz: the least L with (s(a) - s(b)) / (a - b) <= L.
       positively_homogeneous: s(t a) = t s(a) for t >= 0.
+      rounding: in float64 `fn(a)` errs by at most this times |a|, `difference(a, d)` times |d|.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Activation:
     least_slope: float
     lipschitz: float
     positively_homogeneous: bool
+    rounding: float
 
     def __str__(self):
         return self.name
@@ -90,16 +92,18 @@ class _LeakyDifference:
         return self.slope * d + (1.0 - self.slope) * _relu_difference(a, d)
 
 
-relu = Activation("relu", jax.nn.relu, _relu_difference, 0.0, 1.0, True)
+_EXACT = 1e-15  # a few roundings
+
+relu = Activation("relu", jax.nn.relu, _relu_difference, 0.0, 1.0, True, _EXACT)
 """`max(a, 0)`."""
 
-tanh = Activation("tanh", jnp.tanh, _tanh_difference, 0.0, 1.0, False)
+tanh = Activation("tanh", jnp.tanh, _tanh_difference, 0.0, 1.0, False, 1e-14)
 """The hyperbolic tangent."""
 
-erf = Activation("erf", special.erf, _erf_difference, 0.0, 2.0 / math.sqrt(math.pi), False)
+erf = Activation("erf", special.erf, _erf_difference, 0.0, 2.0 / math.sqrt(math.pi), False, 2e-8)
 """The error function. Its largest slope, at 0, is 2/√π."""
 
-identity = Activation("identity", _identity, _identity_difference, 1.0, 1.0, True)
+identity = Activation("identity", _identity, _identity_difference, 1.0, 1.0, True, _EXACT)
 """The input itself: linear networks."""
 
 
@@ -107,7 +111,7 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     """`max(a, slope * a)` for a slope in [0, 1]."""
     slope = validation.real("slope", slope, 0.0, 1.0, open=False)
     return Activation(
-        f"leaky_relu({slope:g})", _Leaky(slope), _LeakyDifference(slope), slope, 1.0, True
+        f"leaky_relu({slope:g})", _Leaky(slope), _LeakyDifference(slope), slope, 1.0, True, _EXACT
     )
 
 

@@ -33,6 +33,8 @@ def into_ball(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if not len(x) or not np.isfinite(x).all() or not x.any():
         raise ValueError(f"x of shape {x.shape}: rows of finite numbers, not all 0, are needed")
+    # By a power of two, lest squares overflow or underflow.
+    x = np.ldexp(x, -np.frexp(np.abs(x).max())[1])
     longest = np.sqrt((x.reshape(len(x), -1) ** 2).sum(axis=1)).max()
     # One part in 10^6 keeps the longest row inside after rounding to float32.
     return (x / (longest * (1 + 1e-6))).astype(np.float32)

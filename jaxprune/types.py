@@ -18,9 +18,9 @@ class Gap(NamedTuple):
     """A bracket of the gap of one pair: `lower <= sup ||F(x) - f(x)|| <= upper`.
 
     Attributes:
-      lower: `()` distance found at one input of the domain, evaluated in float32.
-      upper: `()` a theorem in floating point (unit ball), or `lower` again: the largest distance
-        in float32 (finite data set).
+      lower: `()` at most the distance at one input of the domain, a theorem in floating point.
+      upper: `()` a theorem in floating point, too. Over rows, of weights that a law draws, both
+        may be the largest distance as float32 has it (`gaps.measure_rows`).
     """
 
     lower: jax.Array

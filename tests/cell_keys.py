@@ -1,8 +1,7 @@
 """The keys of a cell of `result.json`."""
 
 CELL_KEYS = {
-    *("case", "float32_error"),
-    *("experiment", "network", "law", "training", "pruning", "amount", "layers", "widths"),
+    *("case", "experiment", "network", "law", "training", "pruning", "amount", "layers", "widths"),
     *("sparsity", "domain", "eps", "eps_source", "delta", "confidence", "trials", "budget"),
     *("close", "between", "far", "nonfinite", "p_low", "p_high", "p_value_holds"),
     *(

@@ -4,6 +4,7 @@ Devices are those into which `--xla_force_host_platform_device_count` splits a C
 """
 
 import collections
+import dataclasses
 import json
 import os
 import shutil
@@ -325,28 +326,42 @@ def test_less_than_full_precision_is_seen(kind, options, passes):
                 check_products(text)
 
 
-def test_what_float32_costs_is_small_and_a_fault_is_seen(case):
-    (done,) = engine.run_blocks(case, [1])
-    error = engine.float32_error(case, done)
-    assert 0 < error < 1e-5
+def over_rows(amount):
+    """A run whose distances are judged in float32, and one block of it."""
+    rows = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
+    run = engine.prepare(
+        jp.dense((16, 16, 16)), jp.uniform(2.0), jp.random, amount, layers="all", domain=rows,
+        trials=16, block=8, seed=5,
+    )  # fmt: skip
+    (done,) = engine.run_blocks(run, [1])
+    return run, done
+
+
+def test_what_float32_costs_is_small_and_a_fault_is_seen(monkeypatch):
+    run, done = over_rows(jp.Fraction(0.5))
+    assert run.design.is_float32 and 0 < twin.float32_error(run, done) < 1e-5
     for factor in (1 + 3e-4, 1 - 3e-4):
         spoilt = done.trials._replace(sampled=done.trials.sampled * np.float32(factor))
-        found = engine.float32_error(case, done._replace(trials=spoilt))
+        found = twin.float32_error(run, done._replace(trials=spoilt))
         assert found == pytest.approx(3e-4, rel=0.1) and found > engine.GUARD
     lost = done.trials._replace(finite=np.zeros(8, bool))
-    assert engine.float32_error(case, done._replace(trials=lost)) == 0
-
-
-def test_a_distance_where_there_is_none_and_one_that_is_not_finite_are_errors(monkeypatch):
-    run = engine.prepare(
-        jp.dense((4, 3)), jp.uniform(), jp.random, jp.Count(0), layers="all", domain=SMALL, trials=8
-    )
-    (done,) = engine.run_blocks(run, [0])
-    assert not done.trials.sampled.any() and engine.float32_error(run, done) == 0
+    assert twin.float32_error(run, done._replace(trials=lost)) == 0
+    run, done = over_rows(jp.Count(0))
+    assert not done.trials.sampled.any() and twin.float32_error(run, done) == 0
     found = done.trials._replace(sampled=np.ones(8, np.float32))
-    assert engine.float32_error(run, done._replace(trials=found)) == 1
+    assert twin.float32_error(run, done._replace(trials=found)) == 1
     monkeypatch.setattr(twin, "_distance", lambda *_: np.nan)
-    assert engine.float32_error(run, done) == 1
+    assert twin.float32_error(run, done) == 1
+
+
+def test_a_device_on_which_float32_errs_has_no_counts(monkeypatch):
+    run, _ = over_rows(jp.Fraction(0.5))
+    monkeypatch.setattr(twin, "float32_error", lambda *_: 0.5)
+    with pytest.raises(BrokenInvariant, match=r"float32 errs by 5\.0e-01 on"):
+        engine.tally_run(run, [1.0])
+    given = run._replace(design=dataclasses.replace(run.design, family=None))
+    narrow = dataclasses.replace(run.design, network=jp.dense((16, 16, 4)))
+    assert not given.design.is_float32 and not narrow.is_float32
 
 
 # --- audit and replay

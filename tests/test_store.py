@@ -836,28 +836,7 @@ def test_the_first_part_knows_nothing_of_the_blocks_between_its_own():
         assert not sampling.is_complete(plan, store, part)
 
 
-# --- float32, and time
-
-
-def test_a_device_on_which_float32_errs_keeps_nothing_and_has_no_verdict(tmp_path, monkeypatch):
-    plan, path = a_plan(trials=64), tmp_path / "run"
-    monkeypatch.setattr(memory, "MAX_CHUNK", BLOCK)
-    monkeypatch.setattr(engine, "float32_error", lambda *_: 0.5)
-    with kept.begin(plan, path).store as store:
-        for _ in range(2):
-            with pytest.raises(BrokenInvariant, match=r"float32 errs by 5\.0e-01"):
-                sampling.sample(plan, store)
-        assert store.blocks(0) == []
-        assert {c["verdict"] for c in judged_here(plan, store)["cells"]} == {UNDECIDED}
-    monkeypatch.setattr(engine, "float32_error", lambda *_: 1e-7)
-    monkeypatch.setattr(sampling, "device_name", lambda device: "another")
-    with kept.reopen(path).store as store:
-        sampling.sample(plan, store)
-        assert sampling.is_complete(plan, store) and store.float32_error(0) == 1e-7
-        judged_here(plan, store)
-        store.note_error(0, "another", 0.5)  # as a part that was merged may have found
-        with pytest.raises(BrokenInvariant, match="float32"):
-            judged_here(plan, store)
+# --- time
 
 
 def stopped_clock(monkeypatch):

@@ -9,7 +9,6 @@ from jaxprune.engine.simulate import Tallied, empty_tally, simulate, tally_block
 from jaxprune.engine.store import Store
 from jaxprune.engine.tally import GUARD, Tally
 from jaxprune.engine.trial import Design, Numbers, Pair, Trial
-from jaxprune.engine.twin import float32_error
 
 __all__ = [
     "ENDS",
@@ -29,7 +28,6 @@ __all__ = [
     "draw",
     "empty_tally",
     "fitted",
-    "float32_error",
     "layer_account",
     "prepare",
     "rare_failure",

@@ -16,16 +16,13 @@ from jaxprune.engine import memory
 from jaxprune.engine.precision import FULL, check_products
 from jaxprune.engine.run import Run
 from jaxprune.engine.trial import (
-    Ball,
     Numbers,
-    Pair,
     Trial,
     count_correct,
     draw_masked,
     draw_pair,
     measure_pair,
 )
-from jaxprune.networks import Network
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -47,20 +44,12 @@ def _count_block(network, pairs, labelled):
 def _block_over_rows(design, chunk, numbers, high, low):
     def one(trial):
         pair = draw_pair(design, numbers, trial)
-        drawn = design.family is not None
-        found = measure_pair(design.network, None, pair, numbers.rows, drawn)
+        found = measure_pair(design.network, None, pair, numbers.rows, design.is_float32)
         if numbers.labelled is None:
             return found
         return _with_counts(found, count_correct(design.network, pair, numbers.labelled))
 
     return jax.lax.map(one, (high, low), batch_size=chunk)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def first_pairs(network: Network, ball: Ball, count: int, pairs: Pair) -> tuple[Pair, jax.Array]:
-    """A block's first pairs, and the sampled inputs of each, `(count, *in_shape, samples)`."""
-    few = jax.tree.map(lambda a: a[:count], pairs)
-    return few, jax.vmap(lambda key: ball.draw(key, network.in_shape))(few.inputs)
 
 
 def _with_counts(trial: Trial, counts: tuple[jax.Array, jax.Array]) -> Trial:
@@ -113,15 +102,11 @@ class Block(NamedTuple):
     def __call__(self, numbers: Numbers, high: np.ndarray, low: np.ndarray) -> Trial:
         if self.draw is None:
             return self.measure(numbers, high, low)
-        pairs = self.pairs(numbers, high, low)
+        pairs = self.draw(_to_draw(numbers), high, low)
         trials = self.measure(pairs)
         if self.count is None:
             return trials
         return _with_counts(trials, self.count(pairs, numbers.labelled))
-
-    def pairs(self, numbers: Numbers, high: np.ndarray, low: np.ndarray) -> Pair:
-        """The block's pairs; not over rows."""
-        return self.draw(_to_draw(numbers), high, low)
 
 
 _draw_masked = jax.jit(draw_masked, static_argnums=0)

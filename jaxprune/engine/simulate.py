@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxprune import bits, validation
+from jaxprune.engine import twin
 from jaxprune.engine.blocks import Done, run_blocks
 from jaxprune.engine.run import Run, prepare
 from jaxprune.engine.tally import Tally
@@ -123,9 +124,13 @@ def tally_run(
                 return
             yield block
 
-    for _, more in tally_blocks(run, tally, wanted()):
+    checked = set()
+    for done, more in tally_blocks(run, tally, wanted()):
         if ended:  # a block that was in work
             continue
+        if run.design.is_float32 and done.device not in checked:
+            twin.check(run, done)
+            checked.add(done.device)
         tally += more
         if progress:
             progress(tally.trials)

@@ -47,8 +47,6 @@ CREATE TABLE about (id INTEGER PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT 
 CREATE TABLE cases (id INTEGER PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT;
 CREATE TABLE blocks (id INTEGER PRIMARY KEY, case_id INTEGER NOT NULL, ids TEXT NOT NULL,
  data BLOB NOT NULL, sha256 TEXT NOT NULL) STRICT;
-CREATE TABLE errors (case_id INTEGER NOT NULL, device TEXT NOT NULL, error REAL NOT NULL,
- PRIMARY KEY (case_id, device)) STRICT, WITHOUT ROWID;
 CREATE TABLE audits (id TEXT PRIMARY KEY, time TEXT NOT NULL, blocks INTEGER NOT NULL,
  failure TEXT NOT NULL, answered INTEGER NOT NULL) STRICT;
 CREATE TABLE voided (sha256 TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
@@ -56,9 +54,6 @@ CREATE TABLE verdicts (id INTEGER PRIMARY KEY, time TEXT NOT NULL, text TEXT NOT
 """
 
 
-_NOTE_ERROR = (
-    "INSERT INTO errors VALUES (?,?,?) ON CONFLICT DO UPDATE SET error = max(error, excluded.error)"
-)
 _NOTE_AUDIT = (
     "INSERT INTO audits VALUES (?,?,?,?,?) "
     "ON CONFLICT DO UPDATE SET answered = max(answered, excluded.answered)"
@@ -325,8 +320,6 @@ class Store:
             for case in other.cases:
                 theirs = (block for block in other._each(case) if not is_void(case, block))
                 self._write(case, self._unknown(case, theirs))
-            for row in other._db.execute("SELECT * FROM errors"):
-                self._db.execute(_NOTE_ERROR, row)
             for row in other._db.execute("SELECT * FROM audits"):
                 self._db.execute(_NOTE_AUDIT, row)
         self._cases |= new
@@ -377,21 +370,6 @@ class Store:
                 self._remove(case, sums)
                 dropped += len(sums)
         return dropped
-
-    def note_error(self, case: int, device: str, error: float) -> None:
-        """Keeps what float32 costs a case's distances on a device, see `engine.float32_error`."""
-        with self._writing():
-            self._db.execute(_NOTE_ERROR, (case, device, error))
-
-    def errors(self, case: int) -> dict[str, float]:
-        """The error noted of each device, at most 1."""
-        query = "SELECT device, error FROM errors WHERE case_id=? ORDER BY device"
-        return dict(self._db.execute(query, (case,)))
-
-    def float32_error(self, case: int) -> float | None:
-        """The largest error of a device that ran a block of the case; None if none is noted."""
-        devices, errors = {block.device for block in self._each(case)}, self.errors(case)
-        return max((errors[d] for d in devices if d in errors), default=None)
 
     # --- audits
 
@@ -475,10 +453,6 @@ class Store:
         self.about = self._records("about").get(0)
         if not isinstance(self.about, Mapping):
             raise ValueError("damaged: it does not say what it is about")
-        for case, device, error in self._db.execute("SELECT * FROM errors"):
-            sound = _all(int, case) and _all(str, device) and _all(float, error)
-            if not sound or not 0 <= error <= 1:
-                raise ValueError("damaged: errors")
         for *texts, blocks, failure, answered in self._db.execute("SELECT * FROM audits"):
             sound = _all(str, *texts, failure) and _all(int, blocks, answered)
             if not sound or not 0 <= blocks < 2**32 or answered not in (0, 1):

@@ -19,6 +19,7 @@ from jaxprune.gaps import (
     measure_rows,
     removed_part,
 )
+from jaxprune.gaps.difference import is_typical
 from jaxprune.gaps.rows import Measurement
 from jaxprune.laws import Family
 from jaxprune.networks import Network
@@ -47,6 +48,12 @@ class Design:
     pruned: tuple[bool, ...]
     ball: Ball | None
     stream: str = STANDARD
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether distances are judged as float32 has them: over rows, of typical drawn weights."""
+        drawn = self.ball is None and self.family is not None
+        return drawn and is_typical(self.network)
 
 
 class Numbers(NamedTuple):

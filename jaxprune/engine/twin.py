@@ -2,20 +2,19 @@
 
 import functools
 import math
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from jaxprune.engine.blocks import Done, words
 from jaxprune.engine.keys import TrialId
-from jaxprune.engine.programs import compiled_block, first_pairs
 from jaxprune.engine.run import Run
-from jaxprune.engine.trial import Ball, Design, Numbers, Pair, draw_pair
+from jaxprune.engine.tally import GUARD
+from jaxprune.engine.trial import Design, Numbers, Pair, draw_pair
 from jaxprune.gaps import lengths
 from jaxprune.gaps.lengths import largest
 from jaxprune.networks import Network
-from jaxprune.types import Params
+from jaxprune.types import BrokenInvariant, Params
 
 TWINS = 8
 """Trials of a block that are computed twice."""
@@ -26,43 +25,16 @@ def _pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:
     return draw_pair(design, numbers, trial)
 
 
-def _pairs(run: Run, done: Done) -> Iterator[tuple[Params, Params, np.ndarray]]:
-    """Both networks' weights and the inputs of a block's first trials, in float32."""
-    design, numbers = run.design, run.numbers
-    few = done.ids[:TWINS]
-    if design.ball is None:
-        x = np.moveaxis(np.asarray(numbers.rows), 0, -1)
-        high, low = words(done.ids.start, len(few))
-        for trial in zip(high, low, strict=True):
-            pair = _to_numpy(_pair(design, numbers, trial))
-            yield pair.params, pair.pruned, x
-        return
-    # The block's own program, which is there: another would take a second to compile.
-    pairs = compiled_block(run).pairs(numbers, *words(done.ids.start, run.block))
-    pairs, inputs = first_pairs(design.network, design.ball, len(few), pairs)
-    pairs, inputs = _to_numpy(pairs), np.asarray(inputs)
-    for i in range(len(few)):
-        pair = jax.tree.map(lambda a, i=i: a[i], pairs)
-        yield pair.params, pair.pruned, inputs[i]
-
-
-def _to_numpy(pair: Pair) -> Pair:
-    return jax.tree.map(np.asarray, pair._replace(inputs=None))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _distance(
-    network: Network, ball: Ball | None, params: Params, pruned: Params, x: jax.Array
-) -> jax.Array:
-    length = ball.length if ball else lengths
-    return largest(length(network(params, x) - network(pruned, x)))
+@functools.partial(jax.jit, static_argnums=0)
+def _distance(network: Network, params: Params, pruned: Params, x: jax.Array) -> jax.Array:
+    return largest(lengths(network(params, x) - network(pruned, x)))
 
 
 def float32_error(run: Run, done: Done) -> float:
-    """The largest relative error of the distances over sampled inputs, of a block's first trials.
+    """The largest relative error of the distances over rows, of a block's first trials.
 
     Args:
-      run: that the block is of.
+      run: that the block is of, over rows.
       done: the block.
 
     Returns:
@@ -71,15 +43,27 @@ def float32_error(run: Run, done: Done) -> float:
       that is not finite. 0 where no trial is finite and far from 0.
     """
     worst = 0.0
-    for i, pair in enumerate(_pairs(run, done)):
-        found = float(done.trials.sampled[i])
+    x = np.moveaxis(np.asarray(run.numbers.rows, np.float64), 0, -1)
+    high, low = words(done.ids.start, len(done.ids[:TWINS]))
+    for i, trial in enumerate(zip(high, low, strict=True)):
         if not done.trials.finite[i]:
             continue
+        found, pair = float(done.trials.sampled[i]), _pair(run.design, run.numbers, trial)
+        wide = [tuple(np.asarray(w, np.float64) for w in of) for of in (pair.params, pair.pruned)]
         with jax.enable_x64(True):
-            wide = jax.tree.map(np.float64, pair)
-            exact = float(_distance(run.design.network, run.design.ball, *wide))
+            exact = float(_distance(run.design.network, *wide, x))
         if not math.isfinite(exact):
             return 1.0
         if (larger := max(found, exact)) > 1e-30:  # float32 ends there
             worst = max(worst, abs(found - exact) / larger)
     return worst
+
+
+def check(run: Run, done: Done) -> None:
+    """Refuses, with a BrokenInvariant, a device on which float32 costs distances too much."""
+    error = float32_error(run, done)
+    if not error <= GUARD:
+        raise BrokenInvariant(
+            f"float32 errs by {error:.1e} on {done.device}, more than the guard band of {GUARD:g}: "
+            "its counts say nothing"
+        )

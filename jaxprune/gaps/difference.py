@@ -113,10 +113,14 @@ def evaluate_typical(
         spread = lambda w, has: w if has else jnp.broadcast_to(w, (size, *w.shape))
         return batch(*jax.tree.map(spread, pair, tuple(batched))), (True, True)
 
-    narrow = min(math.prod(layer.out_shape) for layer in network.layers) < LEAST_FEATURES
-    if narrow or all(p is None for p in removed):
+    if all(p is None for p in removed):
         return evaluate(network, params, removed, x)
     return pair(params, removed)
+
+
+def is_typical(network: Network) -> bool:
+    """Whether every layer of drawn weights has features enough that float32 keeps the distance."""
+    return min(math.prod(layer.out_shape) for layer in network.layers) >= LEAST_FEATURES
 
 
 def _squares(y):

@@ -12,8 +12,9 @@ from jaxprune.bits import random_bits
 from jaxprune.gaps.climb import climb, scaled, stateless
 from jaxprune.gaps.difference import Removed, difference, evaluate
 from jaxprune.gaps.intervals import interval_bounds
-from jaxprune.gaps.lengths import largest, lengths, per_column
+from jaxprune.gaps.lengths import lengths, per_column
 from jaxprune.gaps.rows import Measurement, measured
+from jaxprune.gaps.witness import lower_end
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Key, Params
 
@@ -87,8 +88,9 @@ def measure_linf_ball(
 ) -> Measurement:
     """Brackets `sup ||F - f||` over a cube for one pair.
 
-    The lower end is the largest distance met by ascent from the best random vertices, evaluated in
-    float32; the upper end is a theorem in floating point (`interval_bounds`).
+    The lower end is the distance at the worst vertex that ascent from the best random ones meets,
+    less what rounding costs it (`witness`); the upper end is that of `interval_bounds`. Both are
+    theorems in floating point.
     """
     length, direction = _NORMS[domain.output]
 
@@ -104,6 +106,7 @@ def measure_linf_ball(
         # points the norm does not fall, as it is convex. A feature without effect stays.
         return jnp.where(g == 0, x, domain.reach * jnp.sign(g))
 
-    values, _ = climb(at, length, direction, stateless(to_vertex), x[..., starts], domain.steps)
+    found, worst = climb(at, length, direction, stateless(to_vertex), x[..., starts], domain.steps)
+    lower = lower_end(network, params, removed, worst, found, length)
     upper = getattr(interval_bounds(network, params, removed, domain.radius), domain.output)
-    return measured(Gap(largest(values), upper), differences, outputs, length)
+    return measured(Gap(lower, upper), differences, outputs, length)

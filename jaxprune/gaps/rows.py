@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.gaps.difference import Removed, evaluate, evaluate_typical
+from jaxprune.gaps.difference import Removed, evaluate_typical
 from jaxprune.gaps.lengths import largest, lengths
+from jaxprune.gaps.witness import distances, rounded
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Params
 
@@ -64,21 +65,27 @@ def measured(
 def measure_rows(
     rows: jax.Array, network: Network, params: Params, removed: Removed, *, typical: bool = False
 ) -> Measurement:
-    """`max ||F - f||` over given inputs: both ends of the bracket are that number.
+    """Brackets `max ||F - f||` over given inputs.
+
+    In float64, between the ends that `witness.distances` proves. Where the pairs are typical both
+    ends are the distance in float32, which nothing but the guard band covers.
 
     Args:
       rows: `(n, *in_shape)`.
       network: the network.
       params: the target's weights.
       removed: from `removed_part`.
-      typical: whether the weights are as a law draws them, and all pairs of a batch share the
-        rows: large gaps then take fewer products, see `difference.evaluate_typical`.
+      typical: whether all pairs of a batch share the rows, and their weights are as a law draws
+        them, with features enough (`difference.is_typical`).
     """
     x = jnp.moveaxis(rows, 0, -1)
-    at = evaluate_typical if typical else evaluate
-    outputs, differences = at(network, params, removed, x)
-    gap = largest(lengths(differences))
-    return measured(Gap(gap, gap), differences, outputs)
+    if typical:
+        outputs, differences = evaluate_typical(network, params, removed, x)
+        gap = largest(lengths(differences))
+        return measured(Gap(gap, gap), differences, outputs)
+    outputs, differences, gaps = distances(network, params, removed, x)
+    gap = Gap(*map(largest, rounded(gaps)))
+    return measured(gap, *(y.astype(jnp.float32) for y in (differences, outputs)))
 
 
 # Scaled by the largest value, lest sums and squares underflow or overflow.

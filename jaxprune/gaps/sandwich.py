@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
 from jaxprune import inputs, validation
 from jaxprune.gaps.ascent import ascend
 from jaxprune.gaps.difference import Removed, evaluate
-from jaxprune.gaps.lengths import largest, lengths
+from jaxprune.gaps.lengths import lengths
 from jaxprune.gaps.multipliers import multiplier_bound
 from jaxprune.gaps.rows import Measurement, measured
+from jaxprune.gaps.witness import inside, lower_end
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Key, Params
 
@@ -51,13 +51,14 @@ def measure_ball(
 ) -> Measurement:
     """Brackets `sup ||F - f||` over the unit ball for one pair.
 
-    The lower end is the largest distance that sampling and ascent meet, evaluated in float32; the
-    upper end is a theorem in floating point (`multiplier_bound`).
+    The lower end is the distance at the worst input that sampling and ascent meet, less what
+    rounding costs it (`witness`); the upper end is that of `multiplier_bound`. Both are theorems in
+    floating point.
     """
     x = domain.draw(key, network.in_shape)
     outputs, differences = evaluate(network, params, removed, x)
     values = lengths(differences)
-    found, _ = ascend(network, params, removed, x, values, domain.starts, domain.steps)
-    lower = largest(jnp.append(found, largest(values)))
+    found, x = ascend(network, params, removed, x, values, domain.starts, domain.steps)
+    lower = lower_end(network, params, removed, inside(x), found)
     upper = multiplier_bound(network, params, removed)
     return measured(Gap(lower, upper), differences, outputs)

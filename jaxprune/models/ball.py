@@ -24,10 +24,10 @@ from jaxprune.gaps import UnitBall, difference, lengths, multiplier_bound
 from jaxprune.gaps.ascent import ascend
 from jaxprune.gaps.climb import climb, scaled, within_ball
 from jaxprune.gaps.lengths import largest
+from jaxprune.gaps.witness import distances, inside
 from jaxprune.models.known import Known, check_outputs, known
 from jaxprune.models.masks import Masks
 from jaxprune.models.model import Model, is_model, params_of
-from jaxprune.models.precision import widened
 from jaxprune.networks import Conv, Layer, Network
 from jaxprune.types import BrokenInvariant, Gap
 
@@ -110,13 +110,12 @@ def _rest(read, removed):
 
 
 _upper = jax.jit(multiplier_bound, static_argnums=0)
-_difference = jax.jit(difference, static_argnums=0)
 
 
 def _without(read, removed, domain, key):
     stack = read.network, read.weights, tuple(p for p, _ in removed)
     found, x = _climbed(*stack, domain=domain, key=key)
-    return Gap(_at(*stack, x, found), float(_upper(*stack)))
+    return Gap(float(_lower(*stack, x, found)), float(_upper(*stack)))
 
 
 def _with_biases(read, removed, domain, key):
@@ -131,30 +130,21 @@ def _with_biases(read, removed, domain, key):
     finite = [upper for upper in uppers if math.isfinite(upper)]
     stack = _lifted(read, removed, 1.0)
     found, x = _climbed_beside(*stack, domain=domain, key=key)
-    lower = _at(*stack, x, found, beside=True)
+    lower = float(_lower(*stack, x, found, beside=True))
     return Gap(lower, min(finite, default=math.inf))
 
 
-def _at(network, weights, removed, x, found, *, beside=False):
-    """The largest distance at inputs x, in float64: in float32 it may be rounding alone.
+@functools.partial(jax.jit, static_argnames=("network", "beside"))
+def _lower(network, weights, removed, x, found, *, beside=False):
+    """The lower end at the best of the inputs x; float64, NaN if a distance found is not finite.
 
-    Args:
-      network: of the stack.
-      weights: its own.
-      removed: what goes of them.
-      x: `(*in_shape, n)` inputs of the unit ball.
-      found: the largest distance in float32; if that is not finite, it is the answer.
-      beside: whether a further channel of ones is added.
+    `beside` is whether a further channel of ones is added.
     """
-    if not np.isfinite(found):
-        return float(found)
-    x = np.asarray(x, np.float64)
-    x = x / np.maximum(np.linalg.norm(x.reshape(-1, x.shape[-1]), axis=0), 1.0)
-    if beside:
-        x = np.concatenate([x, np.ones((1, *x.shape[1:]))])
+    best = inside(x[..., jnp.argmax(found)][..., None])
     with jax.enable_x64(True):
-        d = _difference(network, *widened((weights, removed, x)))
-        return float(np.linalg.norm(np.asarray(d).reshape(-1, d.shape[-1]), axis=0).max())
+        best = _with_ones(best) if beside else best
+        ends = distances(network, weights, removed, best)[2]
+        return jnp.where(jnp.all(jnp.isfinite(found)), ends.lower[0], jnp.nan)
 
 
 def _radius(t, pixels):
@@ -243,11 +233,11 @@ _static = functools.partial(jax.jit, static_argnames=("network", "domain"))
 
 @_static
 def _climbed(network, weights, removed, *, domain, key):
-    """The largest distance that sampling and ascent find, and the inputs where ascent ends."""
+    """The distances that ascent finds from each start, NaN if a sample has none; and where."""
     x = domain.draw(key, network.in_shape)
     values = lengths(difference(network, weights, removed, x))
     found, x = ascend(network, weights, removed, x, values, domain.starts, domain.steps)
-    return largest(jnp.append(found, values)), x
+    return jnp.where(jnp.isfinite(largest(values)), found, jnp.nan), x
 
 
 @_static
@@ -259,7 +249,7 @@ def _climbed_beside(network, weights, removed, *, domain, key):
     values = lengths(at(x))
     starts = x[..., jax.lax.top_k(values, domain.starts)[1]]
     found, x = climb(at, lengths, scaled, within_ball(domain.steps), starts, domain.steps)
-    return largest(jnp.append(found, values)), x
+    return jnp.where(jnp.isfinite(largest(values)), found, jnp.nan), x
 
 
 def _with_ones(x):

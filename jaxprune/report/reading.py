@@ -215,7 +215,6 @@ _cell = _record(
     survival=_or_null(_list(_record(eps=_positive, low=_share, high=_share), 1)),
     mean_squared_gap_infinite_width=_or_null(_gap),
     accuracy_change=_or_null(_number(-1.0, 1.0)),
-    float32_error=_or_null(_gap),
     worst_trials=_list(_record(trial=_count, gap=_or_null(_gap))),
 )
 

@@ -177,19 +177,9 @@ def _slopes(result):
 
 
 def _rerun(result):
-    """What float32 costs, and how many blocks were run twice."""
-    errors = [cell["float32_error"] for cell in result["cells"]]
-    errors = [error for error in errors if error is not None]
-    line = ""
-    if errors:
-        line = (
-            f"Float32 against float64, on a few trials of each case: distances differ by at most "
-            f"{number_up(max(errors))} of themselves, the band around ε is 10⁻⁴. "
-        )
+    """How many blocks were run twice."""
     if audited := result["blocks"]["audited"]:
-        line += f"{audited} blocks were run twice and came out the same to the last bit. "
-    if line:
-        yield line.rstrip()
+        yield f"{audited} blocks were run twice and came out the same to the last bit."
 
 
 def warnings(result: dict[str, Any]) -> list[str]:

@@ -171,8 +171,7 @@ def sample(
 
     Raises:
       ValueError: a block does not fit in memory.
-      BrokenInvariant: float32 errs by more than the guard band on a device; no block of that device
-        is kept for the case.
+      BrokenInvariant: a pair's lower bound exceeds its upper bound.
     """
     with contextlib.suppress(_OutOfTime):
         _sample(plan, store, progress, part, time.monotonic() + seconds, completed)
@@ -295,29 +294,15 @@ def _sample_case(plan, store, number, run, part, deadline, work):
                 return
             yield block
 
-    errors = store.errors(number)
     with contextlib.closing(engine.tally_blocks(run, empty, wanted())) as blocks:
         for done, tally in blocks:
             now, device = time.perf_counter(), device_name(done.device)
-            if device not in errors:
-                errors[device] = engine.float32_error(run, done)
-                store.note_error(number, device, errors[device])
-            check_error(number, errors[device], device)
             store.add(number, done.block, tally, device, now - start)
             start, trials = now, trials + tally.trials
             decided = bool(prefix and prefix.advance(done.block))
             with contextlib.suppress(_OutOfTime):  # what is in work is kept
                 advance(min(trials * part.of, case.trials), standing(tally))
     return decided or len(store.blocks(number)) == len(run.blocks)
-
-
-def check_error(number: int, error: float | None, device: str) -> None:
-    """Refuses, with a BrokenInvariant, what float32 costs a case's distances if it is too much."""
-    if error is not None and not error <= engine.GUARD:
-        raise BrokenInvariant(
-            f"case {number}: float32 errs by {error:.1e} on {device}, more than the guard band "
-            f"of {engine.GUARD:g}: its counts say nothing"
-        )
 
 
 def _missing(run: engine.Run, part: Part, kept: Sequence[int]) -> Iterator[int]:

@@ -29,7 +29,7 @@ from jaxprune.studies.cases import check_memory, empty_tally
 from jaxprune.studies.exponents import exponents
 from jaxprune.studies.plan import TEST_IMAGES, UNIT_BALL, Case, Plan
 from jaxprune.studies.result import Progress, environment, plain
-from jaxprune.studies.sampling import Watch, about, check_error, sample
+from jaxprune.studies.sampling import Watch, about, sample
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
@@ -130,8 +130,6 @@ class _Sampled(NamedTuple):
       complete: whether these are all trials that the plan asks for.
       block: trials of a block; None if the case was not begun.
       seconds: spent on the blocks.
-      float32_error: the largest relative error of a distance that was found; None if none was
-        looked for.
     """
 
     tally: Tally
@@ -139,7 +137,6 @@ class _Sampled(NamedTuple):
     complete: bool
     block: int | None
     seconds: float
-    float32_error: float | None
 
 
 def judged(plan: Plan, store: Store, made: ledger.Runs) -> dict[str, Any]:
@@ -155,9 +152,6 @@ def judged(plan: Plan, store: Store, made: ledger.Runs) -> dict[str, Any]:
 
     Returns:
       As `verify`.
-
-    Raises:
-      BrokenInvariant: float32 errs by more than the guard band on a device that ran a block.
     """
     sampled = [_sampled(plan, store, number) for number in range(len(plan.cases))]
     tallies = [s.tally for s in sampled]
@@ -185,21 +179,19 @@ def judged(plan: Plan, store: Store, made: ledger.Runs) -> dict[str, Any]:
 
 
 def _unsampled(plan: Plan, case: Case) -> _Sampled:
-    return _Sampled(empty_tally(case), Watch(case, plan), False, None, 0.0, None)
+    return _Sampled(empty_tally(case), Watch(case, plan), False, None, 0.0)
 
 
 def _sampled(plan: Plan, store: Store, number: int) -> _Sampled:
     case = plan.cases[number]
     tally, watch, decided = empty_tally(case), Watch(case, plan), False
-    block, seconds, error = None, 0.0, None
+    block, seconds = None, 0.0
     if number in store.cases:
         block, seconds = store.cases[number]["block"], store.seconds(number)
-        error = store.float32_error(number)
-        check_error(number, error, "a device that ran its blocks")
         for tally in store.prefix(number):
             if plan.until_decided and (decided := watch(tally)):
                 break
-    return _Sampled(tally, watch, decided or tally.trials == case.trials, block, seconds, error)
+    return _Sampled(tally, watch, decided or tally.trials == case.trials, block, seconds)
 
 
 def _decisions(plan: Plan, sampled: Sequence[_Sampled]) -> list[Decision]:
@@ -255,7 +247,6 @@ def _cells(plan: Plan, sampled: Sequence[_Sampled], estimates: bool) -> list[dic
                     **decision._asdict(),
                     "by_theorem": CERTIFIED if proved else None,
                     "block": s.block,
-                    "float32_error": s.float32_error,
                     "seconds": s.seconds,
                 }
             )
