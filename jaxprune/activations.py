@@ -32,7 +32,7 @@ class Activation:
     least_slope: float
     lipschitz: float
     positively_homogeneous: bool
-    rounding: float
+    rounding: float = 1e-12
 
     def __str__(self):
         return self.name

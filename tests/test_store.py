@@ -23,7 +23,7 @@ import pytest
 from stores import Shape, drop, made_up
 
 from jaxprune import engine
-from jaxprune.engine import Store, Tally, memory
+from jaxprune.engine import Store, Tally
 from jaxprune.engine import store as store_module
 from jaxprune.engine.packing import pack, unpack
 from jaxprune.engine.store import state_hash
