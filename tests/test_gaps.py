@@ -419,7 +419,7 @@ def test_everything_pruned_in_a_middle_layer_leaves_the_target():
     target = forward64(network, [w.astype(np.float64) for w in params], x)
     expected = np.linalg.norm(target, axis=1)
     lower, upper, rms = (float(a) for a in (*result.gap, result.rms))
-    assert lower == upper == pytest.approx(expected.max(), rel=1e-5)
+    assert lower <= expected.max() <= upper == pytest.approx(lower, rel=1e-6)
     assert rms**2 == pytest.approx((expected**2).mean() / 5, rel=1e-5)
 
 
