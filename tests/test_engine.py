@@ -483,7 +483,8 @@ def test_float64_twin_fed_the_same_bits(network, domain, block, method):
             network, LAW, method, Fraction(q), trials=trials, domain=domain, seed=11, block=block
         )
         result = gather(run)
-        assert (result.sampled <= result.lower).all() and (result.lower <= result.upper).all()
+        assert (result.sampled * (1 - 1e-6) <= result.lower).all()
+        assert (result.lower <= result.upper).all()
         for i in range(trials):
             x = drawn[i].T if ball else domain
             weights, chances = [b[i] for b in bits], [c[i] for c in coins]
@@ -493,7 +494,8 @@ def test_float64_twin_fed_the_same_bits(network, domain, block, method):
             if ball:
                 assert sampled * (1 - 1e-6) <= result.upper[i] <= product * 1.01
             else:
-                assert result.lower[i] == result.upper[i] == result.sampled[i]
+                assert result.lower[i] <= sampled <= result.upper[i]
+                assert result.upper[i] == pytest.approx(result.lower[i], rel=1e-6)
 
 
 @pytest.mark.parametrize("scaling", laws.SCALINGS)
