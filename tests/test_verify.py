@@ -45,11 +45,9 @@ starts = 2
 steps = 2
 
 [[experiment]]
-title = "convolutional"
-network = "convolutional"
-channels = [2, 3, 2]
-size = 4
-layers = "all"
+title = "coins"
+network = "dense"
+widths = [[6, 7, 7, 5]]
 law = "normal"
 pruning = "bernoulli"
 sparsity = 0.1
@@ -111,7 +109,7 @@ def test_the_command_prints_verdicts_and_writes_a_folder(command, result):
     assert {path.name for path in (folder / "out").iterdir()} == FILES
     assert json.loads((folder / "out" / "result.json").read_text()) == result
     assert "\x1b" not in out and err == ""
-    for word in ("dense <b>", "convolutional", "trained", "12 claims:", "out/report.html"):
+    for word in ("dense <b>", "coins", "trained", "12 claims:", "out/report.html"):
         assert word in out
     # A line a claim, as soon as its case has all trials; then one a case, with the last word.
     early, late = out.split("\n\n")[:2]
@@ -235,15 +233,15 @@ def test_p_values_are_corrected_for_all_claims_of_the_plan(result):
 
 
 def test_what_goes_with_which_target(result):
-    dense, conv, trained = (
+    dense, coins, trained = (
         [cell for cell in result["cells"] if cell["experiment"].startswith(name)]
-        for name in ("dense", "conv", "trained")
+        for name in ("dense", "coins", "trained")
     )
-    assert all(cell["certified_eps"] > 0 for cell in dense + conv)
-    assert all(cell["mean_squared_gap_infinite_width"] > 0 for cell in dense)
-    assert all(cell["mean_squared_gap_infinite_width"] is None for cell in conv + trained)
+    assert all(cell["certified_eps"] > 0 for cell in dense + coins)
+    assert all(cell["mean_squared_gap_infinite_width"] > 0 for cell in dense + coins)
+    assert all(cell["mean_squared_gap_infinite_width"] is None for cell in trained)
     for key in ("accuracy_change", "mean_distance", "relative_distance_quantiles"):
-        assert all(cell[key] is None for cell in dense + conv)
+        assert all(cell[key] is None for cell in dense + coins)
     for cell in trained:
         assert cell["certified_eps"] is None and cell["law"] is None
         mean, error = cell["mean_distance"], cell["mean_distance_standard_error"]
