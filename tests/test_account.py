@@ -73,12 +73,17 @@ def test_the_terms_are_the_switches_in_float64():
         assert_switches(FOUR, *arguments, ORDER, result)
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize(
     ("network", "order"),
     [
-        (networks.dense((6, 9, 7, 5), activations.tanh), (0, 1, 2)),
-        (networks.convolutional((2, 3, 2), 5, strides=(2, 1), outputs=3), (2, 0, 1)),
+        pytest.param(
+            networks.dense((6, 9, 7, 5), activations.tanh), (0, 1, 2), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            networks.convolutional((2, 3, 2), 5, strides=(2, 1), outputs=3),
+            (2, 0, 1),
+            marks=pytest.mark.ci,
+        ),
     ],
     ids=["dense", "convolutional"],
 )

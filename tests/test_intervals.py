@@ -76,9 +76,9 @@ BATCHES = [
             ((6, 9, 7, 5), activations.relu, "middle", pytest.mark.slow),
             ((6, 9, 7, 5), activations.tanh, "all", pytest.mark.slow),
             ((6, 9, 5), activations.relu, "all", ci),
-            ((6, 9, 5), activations.leaky_relu(0.2), "dense1", ci),
-            ((6, 9, 5), activations.erf, "dense2", ci),
-            ((6, 9, 5), activations.identity, "dense1", ci),
+            ((6, 9, 5), activations.leaky_relu(0.2), "dense1", pytest.mark.slow),
+            ((6, 9, 5), activations.erf, "dense2", pytest.mark.slow),
+            ((6, 9, 5), activations.identity, "dense1", pytest.mark.slow),
         )
     ),
 ]
@@ -104,12 +104,14 @@ def test_a_nonfinite_weight_has_no_finite_bound(network, which):
     assert not np.isfinite(np.array(upper)[:, len(RADII) :]).any()
 
 
-@ci
 @pytest.mark.parametrize(
     "network",
     [
-        networks.convolutional((1, 3, 2), 3, strides=(1, 2)),
-        networks.convolutional((1, 3), 3, padding="CIRCULAR", outputs=4),
+        pytest.param(networks.convolutional((1, 3, 2), 3, strides=(1, 2)), marks=ci),
+        pytest.param(
+            networks.convolutional((1, 3), 3, padding="CIRCULAR", outputs=4),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["same, stride", "circular, read-out"],
 )

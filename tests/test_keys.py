@@ -57,7 +57,7 @@ def packed(high, low):
     return ((drawn[..., 0] << np.uint64(32)) | drawn[..., 1]).reshape(count, -1)
 
 
-@pytest.mark.parametrize("count", [2**17, pytest.param(1_000_000, marks=pytest.mark.ci)])
+@pytest.mark.parametrize("count", [2**17, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_no_key_of_many_trials_is_there_twice(count):
     """All layers and purposes, across 2^32. Keys of 64 bits collide with probability < 1e-6."""
     drawn = packed(*words(2**32 - count // 2, count))

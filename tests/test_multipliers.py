@@ -29,7 +29,7 @@ from jaxprune.gaps.multipliers import shared_torus
 from jaxprune.gaps.tuning import MARGIN, MARGINS
 from jaxprune.networks import Conv, Dense, Network
 
-ci = pytest.mark.ci
+ci, slow = pytest.mark.ci, pytest.mark.slow
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -153,10 +153,19 @@ def largest_of_any_slopes(network, params, removed):
     return np.linalg.norm(e, 2, axis=(1, 2)).max()
 
 
-@ci
-@pytest.mark.parametrize("activation", [activations.relu, activations.leaky_relu(0.3)], ids=str)
-@pytest.mark.parametrize("which", ["all", "middle", "dense3"])
-def test_no_choice_of_slopes_exceeds_the_bound(activation, which):
+@pytest.mark.parametrize(
+    ("which", "activation"),
+    [
+        pytest.param(which, activation, marks=tier)
+        for activation, tiers in (
+            (activations.relu, (ci, slow, ci)),
+            (activations.leaky_relu(0.3), (slow, ci, slow)),
+        )
+        for which, tier in zip(("all", "middle", "dense3"), tiers, strict=True)
+    ],
+    ids=str,
+)
+def test_no_choice_of_slopes_exceeds_the_bound(which, activation):
     network = with_activation(SMALL, activation)
     pairs = [removal(network, seed, which=which) for seed in range(8)]
     if (network, which) == (SMALL, "all"):
@@ -227,9 +236,14 @@ def test_small_bounds_against_numpy():
         assert bound == pytest.approx(expected, rel=0.02)
 
 
-@ci
 @pytest.mark.parametrize(
-    ("c", "which"), [(0.0, "all"), (0.0, "middle"), (0.0, "dense1"), (0.2, "all")]
+    ("c", "which"),
+    [
+        pytest.param(0.0, "all", marks=slow),
+        pytest.param(0.0, "middle", marks=ci),
+        pytest.param(0.0, "dense1", marks=slow),
+        pytest.param(0.2, "all", marks=ci),
+    ],
 )
 def test_bound_against_numpy(c, which):
     network = networks.dense((20, 30, 25, 30, 10), activations.leaky_relu(c))
@@ -307,7 +321,7 @@ def test_shared_torus_holds_the_network():
     [
         pytest.param(SMALL, id="small"),
         pytest.param(PAIRS["dense, leaky"], id="dense, leaky", marks=ci),
-        pytest.param(PAIRS["valid, strides"], id="valid, strides", marks=ci),
+        pytest.param(PAIRS["valid, strides"], id="valid, strides", marks=slow),
     ],
 )
 def test_no_distance_exceeds_its_bound(network):

@@ -104,7 +104,7 @@ def all_at_once(n, function):
 
 
 @pytest.mark.parametrize(
-    "delta", [0.1, *(pytest.param(d, marks=pytest.mark.ci) for d in (0.5, 0.01))]
+    "delta", [0.1, *(pytest.param(d, marks=pytest.mark.slow) for d in (0.5, 0.01))]
 )
 def test_looking_after_every_trial_errs_at_most_with_alpha(delta):
     """Exact; Clopper-Pearson limits looked at as often fail the same test."""
