@@ -8,8 +8,8 @@ from jaxprune.files import whole
 def test_what_was_written_takes_the_place(tmp_path):
     path = tmp_path / "f"
     path.write_text("old")
-    with whole(path) as part:
-        part.write_text("new")
+    with whole(path) as file:
+        file.write(b"new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
@@ -17,7 +17,7 @@ def test_what_was_written_takes_the_place(tmp_path):
 def test_a_failure_leaves_what_was_there_and_nothing_beside_it(tmp_path):
     path = tmp_path / "f"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"), whole(path) as part:
-        part.write_text("ne")
+    with pytest.raises(OSError, match="full"), whole(path) as file:
+        file.write(b"ne")
         raise OSError("the disk is full")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -16,6 +16,7 @@ from jaxprune import report, validation
 from jaxprune.cli import common
 from jaxprune.cli.stopping import Stopped
 from jaxprune.engine import Store, memory
+from jaxprune.engine.database import Displaced
 from jaxprune.report.words import plain
 from jaxprune.studies import kept, sampling
 from jaxprune.studies.kept import Kept
@@ -137,7 +138,7 @@ def run_kept(
             complete = sampling.is_complete(plan, store, part)
             result = judged(plan, store, made) if part.of == 1 else None
         if result:
-            report.write_folder(result, folder)
+            report.write_folder(result, folder, store.check_place)
             if args.json:
                 report.write_json(result, args.json)
         if broken:
@@ -148,6 +149,8 @@ def run_kept(
         return common.fail(error, common.BAD_INPUT)
     except BrokenInvariant as error:
         return common.fail(f"broken invariant: {error}", common.BROKEN_INVARIANT)
+    except Displaced as error:
+        return common.fail(common.reason(error, folder), common.ENVIRONMENT)
     except (OSError, sqlite3.Error, jax.errors.JaxRuntimeError) as error:
         reason = common.reason(error, folder)
         return common.fail(f"{reason}; what was done is kept, {goes_on}", common.ENVIRONMENT)

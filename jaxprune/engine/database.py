@@ -1,28 +1,178 @@
-"""The file of a run: one process writes it, others read it, and another program's is refused."""
+"""The file of a run: one process writes it, others read it, and what is not a run's is refused.
+
+SQLite follows links, applies a journal or a log that lies beside a file, and deletes the files
+that a journal names. So it never opens a run's file in place with anything beside it. Readers open
+a private copy of the file and its log. A writer that finds a log, as after a kill, puts such a copy
+in the file's place, once all of it was checked, and removes the log.
+"""
 
 import contextlib
+import errno
+import hashlib
+import os
+import shutil
 import sqlite3
+import stat
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from jaxprune import files
+from jaxprune.engine.packing import canonical
 
 APPLICATION = 0x6A707275
 _MAX_VALUE = 2**24
+_TRIES = 200
+_WAL = b"\x02\x02"  # bytes 18 and 19 of a file whose changes go to a log
 
 
-def begun(path: Path) -> bool:
-    """Whether there is a file, other than of a process killed before it wrote anything."""
-    if not path.exists():
-        return False
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(path, "rw")) as db:
-        return db.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,)
-    return True
+class Displaced(OSError):
+    """A file that is no longer at its path: it was moved, replaced or removed."""
 
 
-def connect(path: Path | None, mode: str = "rwc") -> sqlite3.Connection:
-    """A connection, by SQLite's own name of a mode; to memory without a path."""
-    if path is None:
-        return sqlite3.connect(":memory:", isolation_level=None)
-    uri = f"{path.resolve().as_uri()}?mode={mode}"
+def checksum(table: str, id: int, *values: Any, data: bytes = b"") -> str:
+    """Of all of a row, its key included: SHA-256."""
+    return hashlib.sha256(canonical([table, id, *values]) + data).hexdigest()
+
+
+def rows(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, tuple | None]]:
+    """Key and other columns of each row that a table lists, as its key finds them; None for a row
+    that its key does not find."""
+    for (id,) in db.execute(f"SELECT id FROM {table}").fetchall():
+        found = db.execute(f"SELECT * FROM {table} WHERE id=?", (id,)).fetchone()
+        yield id, found and found[1:]
+
+
+def in_memory() -> sqlite3.Connection:
+    """A connection to a database of no file."""
+    return sqlite3.connect(":memory:", isolation_level=None)
+
+
+def snapshot(path: Path) -> sqlite3.Connection:
+    """A connection to a private copy of the file and its log as they are now; read-only.
+
+    Raises:
+      ValueError: beside the file lies what no run leaves there.
+      OSError: it cannot be copied.
+    """
+    with _copied(path) as copy:
+        # Nothing but the connection needs the copy once it is open.
+        return _connect(copy, "immutable=1&mode=ro")
+
+
+def in_place(path: Path) -> sqlite3.Connection:
+    """A connection that writes the file, for the process that has the lock, after `settle`.
+
+    A killed process loses no commit; after a power failure the last ones may be missing.
+    """
+    db = _connect(path, "mode=rw")
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")  # so there is no shared memory beside the file
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log
+    return db
+
+
+def settle(path: Path) -> bool:
+    """Puts the file and its log, if there is one, in the file's place as one; once they were read.
+
+    Killed at any moment, it leaves a file that says the same, with the log or without it.
+
+    Returns:
+      Whether the file may be written in place as it is: its header asks for a log.
+    """
+    log = _log(path)
+    if os.path.lexists(log):
+        with _copied(path) as copy:
+            _move(copy, path)
+        log.unlink()
+    with path.open("rb") as file:
+        return file.read(20)[18:] == _WAL
+
+
+@contextlib.contextmanager
+def made(path: Path, *, new: bool) -> Iterator[sqlite3.Connection]:
+    """Yields a connection to an empty private database, which then becomes the file, whole.
+
+    Raises:
+      FileExistsError: the file is to be new, and exists.
+    """
+    with _folder() as folder:
+        private = folder / "run.db"
+        with contextlib.closing(_connect(private, "mode=rwc")) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(f"PRAGMA application_id = {APPLICATION}")
+            with db:
+                db.execute("BEGIN")
+                yield db
+        _move(private, path, new=new)
+
+
+def _move(private, path, *, new=False):
+    with (files.whole_and_new if new else files.whole)(path) as file, private.open("rb") as source:
+        shutil.copyfileobj(source, file)
+
+
+@contextlib.contextmanager
+def _copied(path):
+    """Yields a private copy into which the log was written."""
+    journal = path.with_name(path.name + "-journal")
+    if os.path.lexists(journal):
+        raise ValueError(f"{str(journal)!r} is not of a run, and SQLite would apply it: move it")
+    with _folder() as folder:
+        copy = folder / "run.db"
+        _copy(path, copy)
+        with contextlib.closing(_connect(copy, "mode=rw")) as db:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        yield copy
+
+
+def _copy(path, copy):
+    """Both files as they were at one moment, though another process may write them.
+
+    What was committed before the copy was begun is in the file or in its log, as long as the file
+    is not written to meanwhile and the log is not begun anew.
+    """
+    for _ in range(_TRIES):
+        before = _state(path)
+        shutil.copyfile(path, copy)
+        _log(copy).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            _copy_log(path, copy)
+        if _state(path) == before:
+            return
+        time.sleep(0.01)
+    raise ValueError("it changes too often to be read")
+
+
+def _copy_log(path, copy):
+    with open(_log(path), "rb", opener=files.regular) as log, _log(copy).open("wb") as file:
+        shutil.copyfileobj(log, file)
+
+
+def _state(path):
+    file, log = path.stat(), None
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(_log(path), "rb", opener=files.regular) as stream,
+    ):
+        log = stream.read(32)  # two salts among them, drawn anew each time that it is begun
+    return file.st_ino, file.st_size, file.st_mtime_ns, log
+
+
+def _log(path):
+    return path.with_name(path.name + "-wal")
+
+
+@contextlib.contextmanager
+def _folder():
+    with tempfile.TemporaryDirectory(prefix="jaxprune-") as folder:
+        yield Path(folder)
+
+
+def _connect(path, query):
+    uri = f"{path.absolute().as_uri()}?{query}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
     db.execute("PRAGMA trusted_schema = OFF")
@@ -36,11 +186,16 @@ def locked(path: Path):
     """A lock that the system takes back when the process ends, however it ends.
 
     Raises:
-      ValueError: another process has it.
+      ValueError: another process has it, or the lock's file is something else.
     """
     import filelock  # not before a run is kept: importing the package stays light
 
-    lock = filelock.FileLock(f"{path}.lock")
+    name = Path(f"{path}.lock")
+    with contextlib.suppress(FileNotFoundError):
+        there = name.lstat()
+        if not stat.S_ISREG(there.st_mode) or there.st_size:  # it would be emptied
+            raise ValueError(f"run = {str(path)!r}: {str(name)!r} is not a lock: move it")
+    lock = filelock.FileLock(name)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -48,25 +203,39 @@ def locked(path: Path):
     return lock
 
 
+def place(path: Path) -> tuple[int, int]:
+    """Which file is at a path: device and number.
+
+    Raises:
+      Displaced: none.
+    """
+    try:
+        there = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise displaced(path) from None
+    return there.st_dev, there.st_ino
+
+
+def displaced(path: Path) -> Displaced:
+    """The error of a file that is not at its path any more."""
+    told = "was moved, replaced or removed while the run was at work; nothing more is written"
+    return Displaced(errno.ESTALE, told, str(path))
+
+
 def check_ours(path: Path) -> None:
-    """By the file's own header: SQLite might recover, and so change, what it opens."""
+    """Refuses another program's file by its header, before a lock is made beside it."""
     with path.open("rb") as file:
         header = file.read(100)
     if header[:15] != b"SQLite format 3" or header[68:72] != APPLICATION.to_bytes(4, "big"):
         raise ValueError("no run of jaxprune")
 
 
-def recover(path: Path) -> None:
-    """Rolls back the journal of a killed writer, which a read-only connection cannot."""
-    if path.with_name(path.name + "-journal").exists():
-        with contextlib.closing(connect(path, "rw")) as db:
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-
-
 @contextlib.contextmanager
 def refused(path: Path) -> Iterator[None]:
-    """Whatever goes wrong within is a ValueError of one line."""
+    """Whatever is wrong with the file within is a ValueError of one line; a full disk is not."""
     try:
         yield
     except (sqlite3.Error, OSError, ValueError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise ValueError(f"run = {str(path)!r}: no run, or damaged: {error}") from None
