@@ -485,7 +485,7 @@ def test_names_of_files_are_kept_to(tmp_path, refused):
         refused("verify", "--plan", "plan.toml", "--out", name)
         refused("verify", "--plan", "plan.toml", "--out", "new", "--json", name)
         refused("merge", "there", "--out", name)
-        refused("report", "there", "--out", name)
+        refused("report", "there", "--out", name, named="out")
     for part in ("0/2", "3/2", "1/0", "1", "a/b", "1/2/3", "-1/2", "1/9999999999", "\x1b", "1.5/2"):
         refused("verify", "--plan", "plan.toml", f"--part={part}", named="part")
     for option in (

@@ -100,7 +100,7 @@ def made(path: Path, *, new: bool) -> Iterator[sqlite3.Connection]:
     """
     with _folder() as folder:
         private = folder / "run.db"
-        with contextlib.closing(_connect(private, "mode=rwc")) as db:
+        with contextlib.closing(_private(private)) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute(f"PRAGMA application_id = {APPLICATION}")
             with db:
@@ -123,7 +123,7 @@ def _copied(path):
     with _folder() as folder:
         copy = folder / "run.db"
         _copy(path, copy)
-        with contextlib.closing(_connect(copy, "mode=rw")) as db:
+        with contextlib.closing(_private(copy)) as db:
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         yield copy
 
@@ -169,6 +169,13 @@ def _log(path):
 def _folder():
     with tempfile.TemporaryDirectory(prefix="jaxprune-") as folder:
         yield Path(folder)
+
+
+def _private(path):
+    """A connection to a private file, which need not survive a power failure."""
+    db = _connect(path, "mode=rwc")
+    db.execute("PRAGMA synchronous = OFF")
+    return db
 
 
 def _connect(path, query):
