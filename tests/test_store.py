@@ -720,6 +720,20 @@ def test_a_part_at_work_is_merged_as_it_was_when_it_was_opened(tmp_path):
             assert merged.blocks(0) == [0] and list(merged.cases) == [0]
 
 
+def test_a_store_is_read_as_it_was_at_one_moment(tmp_path, monkeypatch):
+    """Though its process ends, and takes its log along, just after the file was copied."""
+    writing, copy = filled(tmp_path / "run.db", 3), shutil.copyfile
+
+    def copied(*paths):
+        copy(*paths)
+        writing.close()
+
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    with Store.open(tmp_path / "run.db") as reading:
+        assert reading.blocks(0) == [0, 1, 2]
+    assert not (tmp_path / "run.db-wal").exists()
+
+
 def test_parts_in_other_blocks_are_refused_whichever_begun_first(tmp_path):
     plan = a_plan(experiment=[a_plan().source["experiment"][0]] * 2)
     for number, block in ((1, None), (2, BLOCK), (3, 4)):
