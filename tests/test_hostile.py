@@ -175,6 +175,17 @@ def test_a_file_that_is_no_run_of_ours_is_refused(store_file, refused, statement
     refused("merge", path, "--out", "out", named="run")
 
 
+def test_a_file_of_a_terabyte_of_nothing_is_copied_at_once(store_file):
+    path = store_file()
+    with path.open("r+b") as file:
+        file.truncate(2**40)
+    (path.parent / "run.db-wal").touch()
+    os.truncate(path.parent / "run.db-wal", 2**40)
+    with Store.open(path) as store:
+        assert store.about
+    path.unlink()
+
+
 @pytest.mark.ci
 def test_a_value_of_400_megabytes_is_refused_before_it_is_read(store_file, refused):
     path = store_file()

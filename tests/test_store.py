@@ -23,7 +23,7 @@ import pytest
 from stores import Shape, drop, made_up
 
 from jaxprune import engine, files
-from jaxprune.engine import Store, Tally, memory
+from jaxprune.engine import Store, Tally, database, memory
 from jaxprune.engine import rows as rows_module
 from jaxprune.engine.packing import pack, unpack
 from jaxprune.engine.store import state_hash
@@ -722,13 +722,13 @@ def test_a_part_at_work_is_merged_as_it_was_when_it_was_opened(tmp_path):
 
 def test_a_store_is_read_as_it_was_at_one_moment(tmp_path, monkeypatch):
     """Though its process ends, and takes its log along, just after the file was copied."""
-    writing, copy = filled(tmp_path / "run.db", 3), shutil.copyfile
+    writing, copy = filled(tmp_path / "run.db", 3), database._copy_data
 
-    def copied(*paths):
-        copy(*paths)
+    def copied(source, file):
+        copy(source, file)
         writing.close()
 
-    monkeypatch.setattr(shutil, "copyfile", copied)
+    monkeypatch.setattr(database, "_copy_data", copied)
     with Store.open(tmp_path / "run.db") as reading:
         assert reading.blocks(0) == [0, 1, 2]
     assert not (tmp_path / "run.db-wal").exists()

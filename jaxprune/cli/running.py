@@ -144,7 +144,7 @@ def run_kept(
         if broken:
             raise broken
         if result is None:
-            return _end_of_part(args, folder, store.path, part, complete)
+            return _end_of_part(args, folder, store, part, complete)
     except ValueError as error:
         return common.fail(error, common.BAD_INPUT)
     except BrokenInvariant as error:
@@ -202,10 +202,10 @@ def _tell_damaged(store: Store) -> None:
         print(f"jaxprune: damaged and dropped: {told}{more}", file=sys.stderr)
 
 
-def _end_of_part(args, folder, path, part, complete) -> int:
+def _end_of_part(args, folder, store, part, complete) -> int:
     """Says what there is of a part; the first of several processes waits for all and merges."""
     state = "complete" if complete else "blocks are missing"
-    print(f"part {part}: {state}, in {path}; jaxprune merge {folder} judges all parts")
+    print(f"part {part}: {state}, in {store.path}; jaxprune merge {folder} judges all parts")
     if args.distributed is None:
         return 0
     try:
@@ -215,4 +215,9 @@ def _end_of_part(args, folder, path, part, complete) -> int:
         return common.fail(told, common.ENVIRONMENT)
     if part.number > 1:
         return 0
-    return run_kept(args, folder, lambda: kept.merge([folder], folder), sample=False)
+
+    def opened():
+        store.check_place()
+        return kept.merge([folder], folder)
+
+    return run_kept(args, folder, opened, sample=False)

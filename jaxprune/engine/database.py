@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
 import sqlite3
 import stat
 import tempfile
@@ -111,7 +110,7 @@ def made(path: Path, *, new: bool) -> Iterator[sqlite3.Connection]:
 
 def _move(private, path, *, new=False):
     with (files.whole_and_new if new else files.whole)(path) as file, private.open("rb") as source:
-        shutil.copyfileobj(source, file)
+        _copy_data(source, file)
 
 
 @contextlib.contextmanager
@@ -136,7 +135,8 @@ def _copy(path, copy):
     """
     for _ in range(_TRIES):
         before = _state(path)
-        shutil.copyfile(path, copy)
+        with path.open("rb") as source, copy.open("wb") as file:
+            _copy_data(source, file)
         _log(copy).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             _copy_log(path, copy)
@@ -148,7 +148,31 @@ def _copy(path, copy):
 
 def _copy_log(path, copy):
     with open(_log(path), "rb", opener=files.regular) as log, _log(copy).open("wb") as file:
-        shutil.copyfileobj(log, file)
+        _copy_data(log, file)
+
+
+def _copy_data(source, file):
+    """Copies a file; its holes stay holes, so that a terabyte of nothing costs nothing."""
+    for start, end in _extents(source.fileno()):
+        source.seek(start)
+        file.seek(start)
+        while start < end and (data := source.read(min(end - start, 2**20))):
+            start += file.write(data)
+    file.truncate(os.fstat(source.fileno()).st_size)
+
+
+def _extents(file):
+    """From where to where a file has data."""
+    end, size = 0, os.fstat(file).st_size
+    while end < size:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+            end = os.lseek(file, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        yield start, end
 
 
 def _state(path):
