@@ -45,6 +45,12 @@ TRIALS = PLAN.cases[0].trials
 EMPTY = cases.empty_tally(PLAN.cases[0])
 
 
+def often(name, default, ci, slow):
+    """A test's argument in each of the tiers."""
+    marked = pytest.param(ci, marks=pytest.mark.ci), pytest.param(slow, marks=pytest.mark.slow)
+    return pytest.mark.parametrize(name, [default, *marked])
+
+
 @functools.cache
 def tally(block):
     ids = range(block * BLOCK, min(block * BLOCK + BLOCK, TRIALS))
@@ -147,7 +153,7 @@ def check_whole(folder):
 # --- damaged
 
 
-@pytest.mark.parametrize("flips", [12, pytest.param(3000, marks=pytest.mark.ci)])
+@often("flips", 12, 300, 3000)
 def test_a_flipped_bit_is_refused_or_costs_blocks_that_are_made_anew(
     sandbox, originals, capsys, flips
 ):
@@ -320,7 +326,7 @@ def crafted(rng, sandbox, other):
     return path
 
 
-@pytest.mark.parametrize("files", [10, pytest.param(200, marks=pytest.mark.ci)])
+@often("files", 10, 50, 200)
 def test_what_lies_beside_a_run_makes_no_command_touch_what_is_outside(
     sandbox, originals, capsys, monkeypatch, files
 ):
@@ -466,7 +472,7 @@ def merge(parts, out):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:Warning")
-@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.ci)])
+@often("every", 23, 5, 1)
 def test_a_killed_merge_is_gone_on_with_by_merge_and_by_resume(sandbox, capsys, every):
     other = plans.parse({**PLAN.source, "seed": 5})
     kept.begin(other, sandbox.work / "other").store.close()  # what comes after is exploratory

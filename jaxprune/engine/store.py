@@ -387,8 +387,9 @@ class Store:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version != FORMAT:
             raise ValueError(f"format {version}: {FORMAT} is needed")
-        schema = self._db.execute("SELECT sql FROM sqlite_master WHERE sql != ''")
-        if sorted(sql for (sql,) in schema) != sorted(_TABLES):
+        query = "SELECT sql FROM sqlite_master WHERE sql != ''"
+        schema = [sql for (sql,) in self._db.execute(query)]
+        if len(schema) != len(_TABLES) or set(schema) != set(_TABLES):
             raise ValueError("its tables are not a run's")
         for (line,) in self._db.execute("PRAGMA integrity_check(1)"):
             if line != "ok":
