@@ -146,6 +146,10 @@ def store_file(tmp_path):
 FILES = {
     "another trigger": ["CREATE TRIGGER t AFTER INSERT ON blocks BEGIN DELETE FROM blocks; END"],
     "an older format": ["PRAGMA user_version = 3"],
+    "a schema that is no text": [
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_master SET sql = CAST(sql AS BLOB) WHERE name = 'blocks'",
+    ],
     "a wrong checksum": ["UPDATE facts SET sha256 = 1"],
 }
 MORE_FILES = [

@@ -279,7 +279,6 @@ def test_no_journal_s_super_journal_is_deleted(sandbox, originals, capsys):
         ("resume", sandbox.run),
         ("merge", sandbox.run, "--out", sandbox.work / "out"),
         ("replay", sandbox.run, "--trial", 0),
-        ("verify", "--plan", "first", "--out", sandbox.run, "--resume"),
     ):
         assert command(capsys, *arguments) == 2
         sandbox.check()

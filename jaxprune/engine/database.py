@@ -122,8 +122,9 @@ def _copied(path):
     with _folder() as folder:
         copy = folder / "run.db"
         _copy(path, copy)
-        with contextlib.closing(_private(copy)) as db:
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if _log(copy).exists():
+            with contextlib.closing(_private(copy)) as db:
+                db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         yield copy
 
 
