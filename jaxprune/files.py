@@ -42,7 +42,7 @@ def whole_and_new(path: Path) -> contextlib.AbstractContextManager[BinaryIO]:
     Raises:
       FileExistsError: it is, or is by the time that it is written.
     """
-    _refuse_existing(path)
+    refuse_existing(path)
     return whole(path, _put_new)
 
 
@@ -50,11 +50,12 @@ def _put_new(part: Path, path: Path) -> None:
     try:
         os.link(part, path)
     except OSError:  # it exists, or the file system has no hard links
-        _refuse_existing(path)
+        refuse_existing(path)
         os.replace(part, path)
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Raises FileExistsError if there is something at a path."""
     if exists(path):
         raise FileExistsError(errno.EEXIST, "exists", str(path))
 

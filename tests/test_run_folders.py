@@ -288,6 +288,16 @@ def test_no_journal_s_super_journal_is_deleted(sandbox, originals, capsys):
     assert not victim.exists()
 
 
+@pytest.mark.parametrize("name", ["run.db-wal", "run.db-journal", "run.db.lock"])
+def test_no_run_is_begun_beside_what_would_be_taken_for_its_own(sandbox, originals, name):
+    """A log that was left without its file, say."""
+    sandbox.run.mkdir()
+    shutil.copy(originals[1] / "run.db-wal", sandbox.run / name)
+    with pytest.raises(ValueError, match=f"{name}' is not"):
+        kept.begin(PLAN, sandbox.run, resume=True)
+    assert [path.name for path in sandbox.run.iterdir()] == [name]
+
+
 NAMES = [
     *("run.db-journal", "run.db-wal", "run.db-shm", "run.db.lock", "run.db", "run.db.part"),
     *("result.json", "report.html", "result.json.part", "report.html.part"),

@@ -116,9 +116,7 @@ def _move(private, path, *, new=False):
 @contextlib.contextmanager
 def _copied(path):
     """Yields a private copy into which the log was written."""
-    journal = path.with_name(path.name + "-journal")
-    if os.path.lexists(journal):
-        raise ValueError(f"{str(journal)!r} is not of a run, and SQLite would apply it: move it")
+    _refuse(path, "-journal")
     with _folder() as folder:
         copy = folder / "run.db"
         _copy(path, copy)
@@ -126,6 +124,23 @@ def _copied(path):
             with contextlib.closing(_private(copy)) as db:
                 db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         yield copy
+
+
+def check_alone(path: Path) -> None:
+    """Refuses to make a file beside what would be taken for its own.
+
+    Raises:
+      ValueError: a journal, a log, or what is not a lock.
+    """
+    _refuse(path, "-journal")
+    _refuse(path, "-wal")
+    _check_lock(path)
+
+
+def _refuse(path, suffix):
+    beside = path.with_name(path.name + suffix)
+    if os.path.lexists(beside):
+        raise ValueError(f"{str(beside)!r} is not of this run, and SQLite would apply it: move it")
 
 
 def _copy(path, copy):
@@ -222,17 +237,24 @@ def locked(path: Path):
     """
     import filelock  # not before a run is kept: importing the package stays light
 
-    name = Path(f"{path}.lock")
-    with contextlib.suppress(FileNotFoundError):
-        there = name.lstat()
-        if not stat.S_ISREG(there.st_mode) or there.st_size:  # it would be emptied
-            raise ValueError(f"run = {str(path)!r}: {str(name)!r} is not a lock: move it")
-    lock = filelock.FileLock(name)
+    _check_lock(path)
+    lock = filelock.FileLock(_lock(path))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise ValueError(f"run = {str(path)!r}: another process is at work on it") from None
     return lock
+
+
+def _lock(path):
+    return path.with_name(path.name + ".lock")
+
+
+def _check_lock(path):
+    with contextlib.suppress(FileNotFoundError):
+        there = _lock(path).lstat()
+        if not stat.S_ISREG(there.st_mode) or there.st_size:  # a lock would empty it
+            raise ValueError(f"run = {str(path)!r}: {str(_lock(path))!r} is not a lock: move it")
 
 
 def place(path: Path) -> tuple[int, int]:

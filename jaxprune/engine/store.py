@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxprune import validation
+from jaxprune import files, validation
 from jaxprune.engine import database, keys
 from jaxprune.engine.packing import FinishedBlock, canonical, pack, unpack
 from jaxprune.engine.records import Records
@@ -63,7 +63,8 @@ class Store:
           about: plain data.
 
         Raises:
-          ValueError: the file exists, or another process has opened it at once.
+          ValueError: the file exists, or what SQLite would take for its log or journal; or another
+            process has opened it at once.
           OSError: it cannot be written.
         """
         if path is None:
@@ -73,6 +74,8 @@ class Store:
             store._read()
             return store
         try:
+            files.refuse_existing(path)
+            database.check_alone(path)
             with database.made(path, new=True) as db:
                 _begin(db, about)
         except FileExistsError:
