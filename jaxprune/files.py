@@ -78,16 +78,26 @@ def is_unused(folder: Path) -> bool:
     return all(_PART.fullmatch(path.name) for path in folder.iterdir())
 
 
+def sync(folder: Path) -> None:
+    """Waits until the names in a folder would survive a power failure."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def utf8(text: str) -> bytes:
-    """A text for a file. Names of files need not be UTF-8: what is not is escaped, as in JSON."""
+    """The bytes of a text for a file. File names need not be UTF-8; what is not is escaped, as in
+    JSON."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def regular(path: str | Path, flags: int) -> int:
-    """An opener, as `open` takes one, of regular files alone.
+    """An opener for `open` that accepts only regular files, no links, pipes or devices.
 
     Raises:
-      OSError: a link, or something that could be read or written without end.
+      OSError: it is something else.
     """
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:

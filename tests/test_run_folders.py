@@ -475,6 +475,42 @@ def killed_at(step, function, *arguments):
     return process.exitcode != 0
 
 
+def open_and_close(path):
+    Store.open(path, write=True).close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:Warning")
+@often("every", 11, 2, 1)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_process_killed_as_it_opens_a_killed_run_costs_nothing(
+    sandbox, originals, capsys, damaged, every
+):
+    """Also between the steps in which the log, and what was damaged, are left out of the file."""
+    killed = originals[1]
+    if damaged:
+        with Store.open(killed / "run.db", write=True) as store:
+            rows = [id for (id,) in store._db.execute("SELECT id FROM blocks")]
+            store._db.execute("UPDATE blocks SET id = 99 WHERE id = ?", rows[:1])
+            store.note([])
+            shutil.copytree(killed, sandbox.root.parent / "damaged")
+        killed = sandbox.root.parent / "damaged"
+    assert (killed / "run.db-wal").stat().st_size > 0
+    for step in itertools.count(0, every):
+        sandbox.new_run(killed)
+        was_killed = killed_at(step, open_and_close, sandbox.run / "run.db")
+        with Store.open(sandbox.run / "run.db") as store:
+            blocks = {block for _, block in store.damaged} | set(store.blocks(0))
+            assert blocks == set(range(BLOCKS)) or (damaged and not store.damaged)
+        assert command(capsys, "resume", sandbox.run) == 0
+        check_whole(sandbox.run)
+        shutil.rmtree(sandbox.private)
+        sandbox.private.mkdir()
+        if not was_killed:
+            break
+    print(f"{step} steps")
+    assert step > 15
+
+
 def merge(parts, out):
     sys.stdout = open(os.devnull, "w")
     assert cli.main(["merge", *map(str, parts), "--out", str(out)]) == 0

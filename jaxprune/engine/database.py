@@ -32,25 +32,25 @@ class Displaced(OSError):
 
 
 def checksum(table: str, id: int, *values: Any, data: bytes = b"") -> str:
-    """Of all of a row, its key included: SHA-256."""
+    """SHA-256 of a whole row, its table and its key included."""
     return hashlib.sha256(canonical([table, id, *values]) + data).hexdigest()
 
 
 def rows(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, tuple | None]]:
-    """Key and other columns of each row that a table lists, as its key finds them; None for a row
-    that its key does not find."""
+    """Yields the key and the other columns of every row that a table lists, the columns as the key
+    finds them; None where it finds no row."""
     for (id,) in db.execute(f"SELECT id FROM {table}").fetchall():
         found = db.execute(f"SELECT * FROM {table} WHERE id=?", (id,)).fetchone()
         yield id, found and found[1:]
 
 
 def in_memory() -> sqlite3.Connection:
-    """A connection to a database of no file."""
+    """A connection to a database without a file."""
     return sqlite3.connect(":memory:", isolation_level=None)
 
 
 def snapshot(path: Path) -> sqlite3.Connection:
-    """A connection to a private copy of the file and its log as they are now; read-only.
+    """A read-only connection to a private copy of the file and its log as they are now.
 
     Raises:
       ValueError: beside the file lies what no run leaves there.
@@ -62,9 +62,9 @@ def snapshot(path: Path) -> sqlite3.Connection:
 
 
 def in_place(path: Path) -> sqlite3.Connection:
-    """A connection that writes the file, for the process that has the lock, after `settle`.
+    """A connection that writes the file itself, for the process that has the lock, after `settle`.
 
-    A killed process loses no commit; after a power failure the last ones may be missing.
+    A killed process loses no commit; after a power failure the last commits may be missing.
     """
     db = _connect(path, "mode=rw")
     db.execute("PRAGMA locking_mode = EXCLUSIVE")  # so there is no shared memory beside the file
@@ -74,17 +74,19 @@ def in_place(path: Path) -> sqlite3.Connection:
 
 
 def settle(path: Path) -> bool:
-    """Puts the file and its log, if there is one, in the file's place as one; once they were read.
+    """Writes the log, if there is one, into the file, after both were read and checked.
 
-    Killed at any moment, it leaves a file that says the same, with the log or without it.
+    The file is replaced whole before the log is removed. A process that is killed in between leaves
+    a log that changes nothing: it has the same pages as the file.
 
     Returns:
-      Whether the file may be written in place as it is: its header asks for a log.
+      Whether the header asks for a log. Only then may the file be written in place.
     """
     log = _log(path)
     if os.path.lexists(log):
         with _copied(path) as copy:
             _move(copy, path)
+        files.sync(path.parent)
         log.unlink()
     with path.open("rb") as file:
         return file.read(20)[18:] == _WAL
@@ -115,7 +117,7 @@ def _move(private, path, *, new=False):
 
 @contextlib.contextmanager
 def _copied(path):
-    """Yields a private copy into which the log was written."""
+    """Yields the path of a private copy, with the log written into it."""
     _refuse(path, "-journal")
     with _folder() as folder:
         copy = folder / "run.db"
@@ -144,10 +146,10 @@ def _refuse(path, suffix):
 
 
 def _copy(path, copy):
-    """Both files as they were at one moment, though another process may write them.
+    """Copies the file and its log as they were at one moment, while another process may write them.
 
-    What was committed before the copy was begun is in the file or in its log, as long as the file
-    is not written to meanwhile and the log is not begun anew.
+    Whatever was committed before is in one of the copies, unless the file was written to or the log
+    was begun anew in the meantime; then both are copied again.
     """
     for _ in range(_TRIES):
         before = _state(path)
@@ -178,7 +180,7 @@ def _copy_data(source, file):
 
 
 def _extents(file):
-    """From where to where a file has data."""
+    """Yields the start and the end of each part of a file that is no hole."""
     end, size = 0, os.fstat(file).st_size
     while end < size:
         try:
@@ -197,7 +199,7 @@ def _state(path):
         contextlib.suppress(FileNotFoundError),
         open(_log(path), "rb", opener=files.regular) as stream,
     ):
-        log = stream.read(32)  # two salts among them, drawn anew each time that it is begun
+        log = stream.read(32)  # with two salts, which change whenever the log is begun anew
     return file.st_ino, file.st_size, file.st_mtime_ns, log
 
 
@@ -258,10 +260,10 @@ def _check_lock(path):
 
 
 def place(path: Path) -> tuple[int, int]:
-    """Which file is at a path: device and number.
+    """The device and inode of the file at a path.
 
     Raises:
-      Displaced: none.
+      Displaced: there is none.
     """
     try:
         there = path.stat()
@@ -271,7 +273,7 @@ def place(path: Path) -> tuple[int, int]:
 
 
 def displaced(path: Path) -> Displaced:
-    """The error of a file that is not at its path any more."""
+    """The error for a file that is no longer at its path."""
     told = "was moved, replaced or removed while the run was at work; nothing more is written"
     return Displaced(errno.ESTALE, told, str(path))
 
@@ -286,7 +288,7 @@ def check_ours(path: Path) -> None:
 
 @contextlib.contextmanager
 def refused(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the file within is a ValueError of one line; a full disk is not."""
+    """Turns every error of the file within into a ValueError of one line, but not a full disk's."""
     try:
         yield
     except (sqlite3.Error, OSError, ValueError) as error:

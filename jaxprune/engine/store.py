@@ -40,7 +40,7 @@ class Store:
 
     Attributes:
       about: what the run is: plain data, fixed when it was made.
-      damaged: `(case, block)` of rows whose checksum or counts were wrong; the rows were dropped.
+      damaged: `(case, block)` of rows whose checksum or counts were wrong; they count as missing.
       path: of the file; None if the store is in memory.
     """
 
@@ -126,8 +126,8 @@ class Store:
                 for table in self._tables:
                     table.copy(db)
         self._db.close()
-        self._db, self._lock = database.in_place(self.path), lock
         self._place = database.place(self.path)
+        self._db, self._lock = database.in_place(self.path), lock
         for table in self._tables:
             table.use(self._db)
 
