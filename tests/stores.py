@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from jaxprune.engine import Tally
+from jaxprune.engine.database import checksum
 from jaxprune.engine.packing import canonical, compress, decompress
-from jaxprune.engine.store import _ids, _row_sum
+from jaxprune.engine.rows import ids_of, row_sum
 from jaxprune.engine.trial import Trial
 
 
@@ -33,7 +34,7 @@ def made_up(rng, ids, eps, labelled=0, cap=np.inf):
 def drop(store, case, blocks):
     """As if they had never arrived."""
     with store._writing():
-        store._remove(case, blocks)
+        store._rows.remove(case, blocks)
 
 
 def rewrite_first_block(path, change):
@@ -47,5 +48,14 @@ def rewrite_first_block(path, change):
 
 def write_row(db, id, case, blocks):
     """A row of blocks, its checksum right, in place of another one."""
-    values = case, _ids(blocks), compress(blocks)
-    db.execute("INSERT OR REPLACE INTO blocks VALUES (?,?,?,?,?)", (id, *values, _row_sum(*values)))
+    values = id, case, ids_of(blocks), compress(blocks)
+    db.execute("INSERT OR REPLACE INTO blocks VALUES (?,?,?,?,?)", (*values, row_sum(*values)))
+
+
+def rewrite_fact(db, kind, change):
+    """Replaces what a file says of a kind, as plain data; its checksum is right."""
+    query = "SELECT id, text FROM facts WHERE kind=? ORDER BY id"
+    id, text = db.execute(query, (kind,)).fetchone()
+    text = canonical(change(json.loads(text))).decode()
+    update = "UPDATE facts SET text=?, sha256=? WHERE id=?"
+    db.execute(update, (text, checksum("facts", id, kind, text), id))

@@ -24,7 +24,7 @@ ALLOWED = {
     "statistics": set(),
     "gaps": {"activations", "bits", "inputs", "networks"},
     "bounds": {"activations", "laws", "networks", "pruning", "statistics"},
-    "engine": {"bits", "gaps", "inputs", "laws", "networks", "pruning", "statistics"},
+    "engine": {"bits", "files", "gaps", "inputs", "laws", "networks", "pruning", "statistics"},
     "models": {
         "activations",
         "bits",
@@ -41,6 +41,7 @@ ALLOWED = {
         "bits",
         "bounds",
         "engine",
+        "files",
         "gaps",
         "inputs",
         "laws",

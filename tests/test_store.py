@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from stores import Shape, drop, made_up
 
-from jaxprune import engine
-from jaxprune.engine import Store, Tally
-from jaxprune.engine import store as store_module
+from jaxprune import engine, files
+from jaxprune.engine import Store, Tally, database, memory
+from jaxprune.engine import rows as rows_module
 from jaxprune.engine.packing import pack, unpack
 from jaxprune.engine.store import state_hash
 from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, sequence_limits
@@ -65,7 +65,7 @@ def _tally(block, blocks, eps, labelled, cap):
 @pytest.fixture
 def small_rows(monkeypatch):
     """Rows of some four blocks."""
-    monkeypatch.setattr(store_module, "ROW_BYTES", 2**14)
+    monkeypatch.setattr(rows_module, "ROW_BYTES", 2**14)
 
 
 def filled(path, blocks, ids=None):
@@ -279,19 +279,36 @@ def test_a_full_disk_costs_no_block_that_was_kept(tmp_path, small_rows):
         assert state_hash(whole(again)) == state_hash([tally(b, 30) for b in kept_blocks])
 
 
-def test_a_file_that_says_nothing_yet_is_no_run(tmp_path):
-    path = tmp_path / "run.db"
-    assert not Store.begun(path)
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA journal_mode = WAL")  # killed before the first transaction
-    db.close()
-    assert not Store.begun(path)
-    filled(path, 2).close()
-    assert Store.begun(path)
+def killed(function, *arguments):
+    """Runs a function in a process of its own, in which it is killed."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def kill_this(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:Warning")
+@pytest.mark.parametrize("before", ["link", "fsync", "unlink"])
+def test_a_process_killed_as_it_makes_a_store_leaves_a_whole_one_or_none(
+    tmp_path, monkeypatch, before
+):
+    path = tmp_path / "run" / "run.db"
+    path.parent.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, before, kill_this)
+        killed(Store.create, path, {"a": 1})
+    assert Store.begun(path) == (before == "unlink")
+    if not Store.begun(path):
+        assert files.is_unused(path.parent) and any(path.parent.iterdir())
+        filled(path, 2).close()
     with pytest.raises(ValueError, match="exists"):
         Store.create(path, {})
-    (tmp_path / "text.db").write_text("none")
-    assert Store.begun(tmp_path / "text.db")
+    with Store.open(path, write=True) as store:
+        assert store.about == {"a": 1}
 
 
 # --- damaged
@@ -703,6 +720,20 @@ def test_a_part_at_work_is_merged_as_it_was_when_it_was_opened(tmp_path):
             assert merged.blocks(0) == [0] and list(merged.cases) == [0]
 
 
+def test_a_store_is_read_as_it_was_at_one_moment(tmp_path, monkeypatch):
+    """Though its process ends, and takes its log along, just after the file was copied."""
+    writing, copy = filled(tmp_path / "run.db", 3), database._copy_data
+
+    def copied(source, file):
+        copy(source, file)
+        writing.close()
+
+    monkeypatch.setattr(database, "_copy_data", copied)
+    with Store.open(tmp_path / "run.db") as reading:
+        assert reading.blocks(0) == [0, 1, 2]
+    assert not (tmp_path / "run.db-wal").exists()
+
+
 def test_parts_in_other_blocks_are_refused_whichever_begun_first(tmp_path):
     plan = a_plan(experiment=[a_plan().source["experiment"][0]] * 2)
     for number, block in ((1, None), (2, BLOCK), (3, 4)):
@@ -737,14 +768,6 @@ def test_what_was_dropped_as_a_bad_device_s_does_not_come_back(tmp_path):
         store.add(0, 2, tally(2, 40, store.empty(0)), "there", 0.25)
     with kept.merge([tmp_path], tmp_path).store as store:
         assert store.blocks(0) == [0, 2]
-
-
-def test_a_part_that_says_nothing_yet_is_not_missed(tmp_path):
-    plan, part = a_plan(), sampling.Part(1, 2)
-    sampled(kept.store_path(tmp_path, part), plan, [0], part=part).close()
-    kept.store_path(tmp_path, sampling.Part(2, 2)).touch()
-    with kept.merge([tmp_path], tmp_path / "out").store as store:
-        assert store.blocks(0) == [0]
 
 
 # --- begun, and gone on with

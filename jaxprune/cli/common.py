@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
-from jaxprune import report
+from jaxprune import files, report
 from jaxprune.report.words import plain
 from jaxprune.studies.result import processor
 from jaxprune.types import BrokenInvariant
@@ -168,8 +168,8 @@ def check_new(name: str, path: Path) -> None:
     if "\0" in str(path):
         raise ValueError(f"{name} = {str(path)!r}: a name without NUL is needed")
     try:
-        empty = name == "out" and path.is_dir() and not any(path.iterdir())
-        taken = path.exists() and not empty
+        empty = name == "out" and path.is_dir() and files.is_unused(path)
+        taken = files.exists(path) and not empty
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} = {str(path)!r}: {reason}") from None

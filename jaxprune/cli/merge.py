@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from jaxprune.cli import common, running
+from jaxprune.engine import Store
 from jaxprune.studies import kept
 
 
@@ -14,7 +15,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "merge",
         help="join the parts of a run, finished or not, and judge it",
         description="Joins runs of one plan with disjoint blocks, finished or still at work, into "
-        "a new run and judges it as far as no block is missing.",
+        "a new run and judges it as far as no block is missing. A run of the plan that is in DIR "
+        "takes the blocks it lacks.",
     )
     command.add_argument(
         "runs",
@@ -32,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out or Path(time.strftime("merge-%Y%m%d-%H%M%S"))
 
     def opened():
-        common.check_outputs(folder, args.json)
+        # What was begun, as by a merge that was killed, is gone on with.
+        begun = Store.begun(kept.store_path(folder))
+        common.check_outputs(folder, args.json, shared=begun)
         return kept.merge(args.runs, folder)
 
     return running.run_kept(args, folder, opened, sample=False)

@@ -10,7 +10,7 @@ import jax
 from jaxprune import report
 from jaxprune.cli import common, running
 from jaxprune.engine import Store
-from jaxprune.files import whole
+from jaxprune.files import whole_and_new
 from jaxprune.report import replay as words
 from jaxprune.studies import kept, sampling
 from jaxprune.studies.replay import Replay, replay
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _save(found: Replay, path: Path) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors = {f"{name}.weight": w for name, w in found.weights.items()}
     tensors |= {f"{name}.mask": mask for name, mask in found.masks.items()}
-    with whole(path) as part:
-        save_file(tensors, part, {"jaxprune": json.dumps(found.facts)})
+    with whole_and_new(path) as file:
+        file.write(save(tensors, {"jaxprune": json.dumps(found.facts)}))

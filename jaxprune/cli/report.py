@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         page = report.page(result, run=str(path.parent) if kept else None, accounts=split)
     except ValueError as error:
         return common.fail(error, common.BAD_INPUT)
-    except (sqlite3.Error, jax.errors.JaxRuntimeError) as error:
+    except (OSError, sqlite3.Error, jax.errors.JaxRuntimeError) as error:
         return common.fail(common.reason(error, args.run_path), common.ENVIRONMENT)
     try:
         if args.parquet:

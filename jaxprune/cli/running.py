@@ -16,6 +16,7 @@ from jaxprune import report, validation
 from jaxprune.cli import common
 from jaxprune.cli.stopping import Stopped
 from jaxprune.engine import Store, memory
+from jaxprune.engine.database import Displaced
 from jaxprune.report.words import plain
 from jaxprune.studies import kept, sampling
 from jaxprune.studies.kept import Kept
@@ -137,17 +138,19 @@ def run_kept(
             complete = sampling.is_complete(plan, store, part)
             result = judged(plan, store, made) if part.of == 1 else None
         if result:
-            report.write_folder(result, folder)
+            report.write_folder(result, folder, store.check_place)
             if args.json:
                 report.write_json(result, args.json)
         if broken:
             raise broken
         if result is None:
-            return _end_of_part(args, folder, store.path, part, complete)
+            return _end_of_part(args, folder, store, part, complete)
     except ValueError as error:
         return common.fail(error, common.BAD_INPUT)
     except BrokenInvariant as error:
         return common.fail(f"broken invariant: {error}", common.BROKEN_INVARIANT)
+    except Displaced as error:
+        return common.fail(common.reason(error, folder), common.ENVIRONMENT)
     except (OSError, sqlite3.Error, jax.errors.JaxRuntimeError) as error:
         reason = common.reason(error, folder)
         return common.fail(f"{reason}; what was done is kept, {goes_on}", common.ENVIRONMENT)
@@ -199,10 +202,10 @@ def _tell_damaged(store: Store) -> None:
         print(f"jaxprune: damaged and dropped: {told}{more}", file=sys.stderr)
 
 
-def _end_of_part(args, folder, path, part, complete) -> int:
+def _end_of_part(args, folder, store, part, complete) -> int:
     """Says what there is of a part; the first of several processes waits for all and merges."""
     state = "complete" if complete else "blocks are missing"
-    print(f"part {part}: {state}, in {path}; jaxprune merge {folder} judges all parts")
+    print(f"part {part}: {state}, in {store.path}; jaxprune merge {folder} judges all parts")
     if args.distributed is None:
         return 0
     try:
@@ -212,4 +215,9 @@ def _end_of_part(args, folder, path, part, complete) -> int:
         return common.fail(told, common.ENVIRONMENT)
     if part.number > 1:
         return 0
-    return run_kept(args, folder, lambda: kept.merge([folder], folder), sample=False)
+
+    def opened():
+        store.check_place()
+        return kept.merge([folder], folder)
+
+    return run_kept(args, folder, opened, sample=False)

@@ -140,8 +140,8 @@ class Masks(Mapping):
             raise ValueError(f"mask = {NOTES!r}: a safetensors file can have no array of this name")
         # Not `ascontiguousarray`, which gives a scalar an axis.
         masks = {name: np.array(mask, order="C") for name, mask in self.items()}
-        with whole(Path(path)) as part:
-            part.write_bytes(save(masks, FORMAT))
+        with whole(Path(path)) as file:
+            file.write(save(masks, FORMAT))
 
     @classmethod
     def load(cls, path: str | Path, params: Any = None) -> "Masks":

@@ -1,13 +1,13 @@
 """A result as one self-contained HTML page, and the folder around it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from jaxprune.files import whole, whole_and_new
+from jaxprune.files import utf8, whole, whole_and_new
 from jaxprune.report import bound, frontier, rare, terminal, threshold, verify
 from jaxprune.report.document import document, facts, section
 from jaxprune.report.reading import VERIFY, kind
@@ -50,14 +50,28 @@ def summarize(result: dict[str, Any], console: Console) -> None:
         render(result, console)
 
 
-def write_folder(result: dict[str, Any], folder: Path) -> None:
-    """Writes `result.json` and `report.html` into a run's folder, the numbers first.
+def write_folder(
+    result: dict[str, Any], folder: Path, check: Callable[[], None] | None = None
+) -> None:
+    """Writes `result.json` and `report.html` into a folder, the numbers first.
 
-    Those of the same run, of fewer trials, are replaced.
+    Args:
+      result: of any study.
+      folder: that holds them; made if it is not there.
+      check: of a run that is kept: raises unless the folder is still its own, and is called before
+        each of the files is replaced. Without, both must be new.
+
+    Raises:
+      FileExistsError: there is one of the files, and no `check`.
     """
     folder.mkdir(exist_ok=True)
-    _write(_json(result), folder / "result.json")
-    _write(page(result, run=str(folder)), folder / "report.html")
+    texts = {"result.json": _json, "report.html": lambda result: page(result, run=str(folder))}
+    for name, text in texts.items():
+        content = utf8(text(result))
+        if check:
+            check()
+        with (whole if check else whole_and_new)(folder / name) as file:
+            file.write(content)
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
@@ -71,17 +85,12 @@ def write_new(content: str, path: Path) -> None:
     Raises:
       FileExistsError: there is one.
     """
-    with whole_and_new(path) as part:
-        part.write_text(content, "utf-8")
+    with whole_and_new(path) as file:
+        file.write(utf8(content))
 
 
 def _json(result):
     return json.dumps(result, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
-
-
-def _write(content, path):
-    with whole(path) as part:
-        part.write_text(content, "utf-8")
 
 
 def page(

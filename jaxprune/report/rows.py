@@ -115,12 +115,14 @@ def write_parquet(result: Mapping[str, Any], path: Path) -> None:
     """
     arrow = optional("pyarrow")
     frame = to_dataframe(result).map(lambda x: plain(x) if isinstance(x, str) else x)
+    content = io.BytesIO()
     try:
-        with whole_and_new(path) as part:
-            frame.to_parquet(part, engine="pyarrow")
+        frame.to_parquet(content, engine="pyarrow")
     except (arrow.ArrowException, OverflowError) as error:
         told = str(error).partition("\n")[0]
         raise ValueError(f"parquet = {str(path)!r}: {told}") from None
+    with whole_and_new(path) as file:
+        file.write(content.getbuffer())
 
 
 def optional(name: str) -> Any:

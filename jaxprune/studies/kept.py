@@ -45,7 +45,6 @@ def stores(run: Path) -> list[Path]:
     """
     if not run.is_dir():
         return [run]
-    # One of a process that was killed before it wrote anything has nothing to say.
     found = [path for path in (*_parts(run), store_path(run)) if Store.begun(path)]
     if not found:
         raise ValueError(f"run = {str(run)!r}: there is no {STORE} in this folder")
@@ -96,10 +95,14 @@ def begin(plan: Plan, folder: Path, part: Part = WHOLE, *, resume: bool = False)
 
 def _noted(plan: Plan, store: Store, *known: Sequence[int | str]) -> Runs:
     """Notes a run in the log beside its folder, and what the log said in the store."""
-    log = store.path.resolve().parent.parent
-    made = runs.begin(plan, log, store.about["seeds"], *known)
+    made = runs.begin(plan, _log(store.path), store.about["seeds"], *known)
     store.amend(seeds=made.seeds)
     return made
+
+
+def _log(path: Path) -> Path:
+    """The folder of the log of runs, beside the folder of a store."""
+    return path.resolve().parent.parent
 
 
 def _check_parts(folder, part):
@@ -140,14 +143,14 @@ def merge(parts: Sequence[Path], out: Path) -> Kept:
     """Runs of disjoint blocks of one plan as one.
 
     Args:
-      parts: files, or folders with stores; they may still be at work. Only a whole run may have
-        blocks of the parts beside it in its folder, if they are the same.
-      out: a folder for the merged run; the whole run that is there takes the blocks it lacks.
+      parts: files, or folders with stores; they may still be at work.
+      out: a folder for the merged run; the whole run that is there takes the blocks it lacks, and
+        goes on with what a merge that was killed had begun.
 
     Raises:
       ValueError: a file that is no run, runs of different plans, identities or block shapes, or
         blocks that two of them have, named; nothing is merged.
-      BrokenInvariant: a part and the whole run beside it differ in a block.
+      BrokenInvariant: a part and the whole run in `out` differ in a block.
       OSError: the store cannot be written.
     """
     path = store_path(out)
@@ -163,14 +166,17 @@ def merge(parts: Sequence[Path], out: Path) -> Kept:
         begun: dict[int, Mapping[str, Any]] = {}
         for source in every:
             _check_mergeable(every[0], begun, source)
-        _check_disjoint(every)
+        _check_disjoint(sources)
+        known = [source.about["seeds"] for source in sources]
+        # Whatever happens to this process, the store knows the seeds begun before its own.
+        seeds = runs.find(plan, _log(path), *known).seeds
         out.mkdir(exist_ok=True)
-        store = there or Store.create(path, sampling.about(plan))
+        store = there or Store.create(path, sampling.about(plan) | {"seeds": seeds})
         with contextlib.nullcontext() if there else _undone_on_error(store):
             for source in sources:
                 store.take(source)
                 store.damaged += source.damaged
-            made = _noted(plan, store, *(source.about["seeds"] for source in sources))
+            made = _noted(plan, store, *known)
     return Kept(store, plan, WHOLE, made)
 
 
@@ -234,8 +240,9 @@ def _undone_on_error(store: Store) -> Iterator[None]:
         with _closing_on_error(store):
             yield
     except BaseException:
-        store.path.unlink()
-        store.path.with_name(store.path.name + ".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # what else is there stays
+            store.check_place()
+            store.path.unlink()
+            store.path.with_name(store.path.name + ".lock").unlink(missing_ok=True)
             store.path.parent.rmdir()
         raise

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxprune import bits
+from jaxprune import bits, files
 from jaxprune.studies.plan import Plan
 from jaxprune.studies.result import sha256
 
@@ -95,8 +95,8 @@ def _note(plan, folder):
         "stream": plan.stream,
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    with _readable(folder / LEDGER) as path, path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    with _readable(folder / LEDGER) as path, open(path, "ab", opener=files.regular) as file:
+        file.write(json.dumps(entry).encode() + b"\n")
 
 
 @contextlib.contextmanager
@@ -113,9 +113,12 @@ def _label(seed, stream):
 
 
 def _seeds(path, claim):
-    if not path.exists():
+    try:
+        with open(path, encoding="utf-8", opener=files.regular) as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
         return
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
             label = _label(int(entry["seed"]), entry.get("stream", bits.STANDARD))
