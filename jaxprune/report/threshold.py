@@ -1,10 +1,10 @@
 """The result of `studies.threshold` in words, tables and plots; nothing is computed here."""
 
-from typing import Any
+from __future__ import annotations
 
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
-from jaxprune.report.section import Cell, Drawing, Section, Table
+from jaxprune.report.section import Cell, Drawing, Section, Table, first
 from jaxprune.report.words import (
     between,
     claim_of,
@@ -14,6 +14,9 @@ from jaxprune.report.words import (
     number,
     percent,
 )
+
+if TYPE_CHECKING:  # Matplotlib is imported once something is drawn
+    from matplotlib.axes import Axes
 
 KINDS = {
     "gap": ("gap", "C0", "solid", 1.0),
@@ -28,17 +31,20 @@ LINES = {
 
 def sections(result: dict[str, Any]) -> list[Section]:
     """One: the claim, brackets of the least width, its exponents, the plots."""
-    draw = lambda variable: lambda ax: plot(ax, result, variable)
+    drawings, notes = [], _notes(result["plan"])
+    for variable, sign in (("eps", "ε"), ("delta", "δ")):
+        rows, cut = first(_along(result, variable), f"values of {sign}")
+        shown = result | {"thresholds": rows}
+        draw = lambda ax, shown=shown, variable=variable: plot(ax, shown, variable)
+        drawings.append(Drawing(f"The threshold width against 1/{sign}", draw, 6.4, 5.2))
+        notes += cut
     return [
         Section(
             _title(result["plan"]),
             text=_found(result),
-            drawings=[
-                Drawing(f"The threshold width against 1/{sign}", draw(variable), 6.4, 6.4)
-                for variable, sign in (("eps", "ε"), ("delta", "δ"))
-            ],
+            drawings=drawings,
             tables=[_thresholds(result), _exponents(result), _cells(result)],
-            notes=_notes(result["plan"]),
+            notes=notes,
         )
     ]
 
@@ -119,7 +125,7 @@ def plot(ax: Axes, result: dict[str, Any], variable: str) -> Axes:
     ax.set_xlabel("1/ε" if variable == "eps" else "1/δ")
     ax.set_ylabel("width (neurons)")
     fixed = f"δ = {plan['delta']:g}" if variable == "eps" else f"ε = {plan['eps_of_deltas']:g}"
-    ax.set_title(fixed, fontsize=9)
+    ax.set_title(fixed, fontsize=9, y=1.0)
     ax.plot([], [], "k^", mfc="none", ms=5, ls="", label="arrows: open on that side")
     ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return ax
