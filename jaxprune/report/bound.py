@@ -141,7 +141,7 @@ def _norms(norms):
 
 def _inverses(plan, inverses):
     """Each row's two answers side by side."""
-    names = (f"for ε = {plan['eps']:g}", "certified gap", "typical distance")
+    names = (f"for ε = {plan['eps']:g}", "certified gap", "typical distance,\nestimated")
     rows = []
 
     def row(name, answers, words):

@@ -54,7 +54,8 @@ def _found(result):
 
 def _points(result):
     names = (
-        "network", "holds\nup to", "violated\nfrom", "between them", "theorem", "infinite\nwidth",
+        "network", "holds\nup to", "violated\nfrom", "between them", "theorem",
+        "infinite width,\nestimated",
     )  # fmt: skip
     rows = [
         [

@@ -23,6 +23,7 @@ KINDS = {
     "lower end": ("lower end of its bracket alone", "C2", "dashed", 1.02),
     "upper end": ("upper end alone", "C3", "dotted", 0.98),
 }
+_NAMES = {"infinite_width": "infinite width, estimated"}
 LINES = {
     "theorem": ("theorem", "k--"),
     "infinite_width": ("infinite width (one input, an estimate)", "k:"),
@@ -166,7 +167,9 @@ def _estimate(result, variable, kind):
 
 
 def _thresholds(result):
-    names = ("ε", "δ", "d*", "of lower ends", "of upper ends", "theorem", "infinite width")
+    names = (
+        "ε", "δ", "d*", "of lower ends", "of upper ends", "theorem", "infinite width,\nestimated",
+    )  # fmt: skip
     rows = [
         [
             Cell(number(t["eps"]), t["eps"]),
@@ -196,7 +199,7 @@ def _exponents(result):
         rows.append(
             [
                 row["of"],
-                row["kind"].replace("_", " "),
+                _NAMES.get(row["kind"], row["kind"]),
                 Cell("–" if estimate is None else _exponent(estimate), estimate),
                 *limits,
                 Cell("" if points is None else str(points), points),

@@ -169,7 +169,7 @@ def render(result: dict[str, Any], console: Console) -> None:
 def _exponents(found):
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("experiment: pruning, amount", overflow="fold")
-    for name in ("median of\nlower bounds", "of upper\nbounds", "one input,\nrms"):
+    for name in ("median of\nlower bounds", "of upper\nbounds", "one input, rms,\nestimated"):
         table.add_column(name, no_wrap=True, min_width=19)
     for row in found:
         table.add_row(
