@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jaxprune.report.plots import ticks_1_2_5
 from jaxprune.report.section import Cell, Drawing, Section, Table, first
 from jaxprune.report.words import (
     claim_of,
@@ -125,6 +126,8 @@ def plot(ax: Axes, result: dict[str, Any]) -> Axes:
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_ylim(bottom=0.9 * floor, top=1.25)
+    if floor > 0.01:
+        ticks_1_2_5(ax.yaxis)
     ax.set_xticks(widths, [str(d) for d in widths])
     ax.set_xlabel("width (neurons)")
     ax.set_ylabel(f"sparsity (share) of {drawn(', '.join(plan['layers']))}")
