@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import pytest
 from rich.console import Console
 from tiny_plan import TINY
 
-from jaxprune import cli, report
+from jaxprune import cli, report, session
 from jaxprune.cli import common
+from jaxprune.engine import keys
 
 SHARED = ["--depth", "1", "--layers", "all", "--widths", "3", "4", "--seed", "7", "--gain", "2"]
 SHARED += ["--trials", "200"]  # equal blocks: both commands run the same programs
@@ -89,6 +92,110 @@ def test_a_program_that_cannot_be_read_is_nobody_s_concern():
             warnings.warn(text, stacklevel=1)
         warnings.warn("something else", stacklevel=1)
     assert [str(w.message) for w in caught] == ["something else"]
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    """Puts another function in the place of a command."""
+    return lambda run: monkeypatch.setattr(cli.bound, "run", run)
+
+
+DEBUGGING = {
+    "jax_debug_infs": True,
+    "jax_debug_nans": True,
+    "jax_disable_jit": True,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_transfer_guard": "disallow",
+}
+
+
+@pytest.mark.parametrize("name", DEBUGGING)
+def test_settings_for_finding_faults_stop_no_command(bound, name):
+    """Commands have their own, in every thread; the library refuses them before it samples."""
+    setting = name.removeprefix("jax_")
+    before = getattr(jax.config, name)
+    with getattr(jax, setting)(DEBUGGING[name]):
+        with pytest.raises(ValueError, match=f"{name} = .* with jax.{setting}") as refusal:
+            keys.root_key(0)
+        assert "\n" not in str(refusal.value)
+        with ThreadPoolExecutor(1, initializer=session.enter_thread) as pool:
+            pool.submit(session.check).result()
+    jax.config.update(name, DEBUGGING[name])
+    try:
+        bound(lambda _: check_in_a_thread() or 0)
+        assert cli.main(["bound"]) == 0
+        with pytest.raises(ValueError, match=name):
+            session.check()  # the caller's own settings are back
+    finally:
+        jax.config.update(name, before)
+
+
+def check_in_a_thread():
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(session.check).result()
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", DEBUGGING)
+def test_the_environment_changes_no_count(tmp_path, name):
+    (tmp_path / "plan.toml").write_text(TINY)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxprune", "verify", "--plan", "plan.toml", "--out", "out"],
+        cwd=tmp_path,
+        env=os.environ | {name.upper(): str(DEBUGGING[name]).lower()},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["bound"], ["--help"], ["--version"], ["bound", "--help"]])
+def test_a_full_disk_behind_stdout_is_status_3(bound, monkeypatch, capsys, arguments):
+    bound(lambda _: common.print_safely(lambda _: print("x" * 100_000)) or 0)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        try:
+            status = cli.main(arguments)
+        except SystemExit as end:
+            status = end.code
+    assert status == 3
+    assert capsys.readouterr().err == "jaxprune: standard output: No space left on device\n"
+
+
+def test_a_closed_stdout_is_status_3_and_stderr_is_not_missed(bound, monkeypatch, capsys):
+    bound(lambda _: pytest.fail("run"))
+    monkeypatch.setattr("sys.stdout", None)
+    assert cli.main(["bound"]) == 3
+    assert capsys.readouterr().err == "jaxprune: standard output is closed\n"
+    monkeypatch.setattr("sys.stderr", None)
+    assert cli.main(["bound"]) == 3
+    sys.stderr.close()
+
+
+def test_a_user_without_home_and_entry_has_a_home(bound, monkeypatch):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+    cache = jax.config.jax_compilation_cache_dir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(common.CACHE)
+        jax.config.update("jax_compilation_cache_dir", None)
+        patch.setattr(common, "_make_room", lambda *_: None)
+        patch.setattr("pathlib.Path.mkdir", lambda *_, **__: None)
+        bound(lambda _: 0)
+        assert cli.main(["bound"]) == 0 and str(Path.home()) == "/"
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+@pytest.mark.parametrize("argument", ["--eps=--", "--json=--", "--widths=--"])
+def test_two_dashes_are_no_value(bound, capsys, argument):
+    bound(lambda _: pytest.fail("run"))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bound", argument])
+    assert end.value.code == 2 and "'--' is no value" in capsys.readouterr().err
 
 
 @pytest.mark.ci

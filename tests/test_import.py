@@ -26,6 +26,8 @@ from jaxprune import Tally, models
 first = jp.simulate.__module__, Tally.__module__, models.prune.__module__
 from jaxprune import *
 print(*sys.modules)
+import jaxprune.cli
+print(*sys.modules)
 print(*first, jp.engine.rare_failure.__name__, jp.studies.__name__, jp.report.page.__name__,
       all(getattr(jp, name) is not None for name in jp.__all__))
 """
@@ -53,9 +55,13 @@ def test_no_heavy_library_is_imported(printed, line, needed):
     assert not {name for name in HEAVY if name in printed[line]}
 
 
+def test_commands_import_what_draws_once_they_draw(printed):
+    assert "jaxprune.report" in printed[4] and "matplotlib" not in printed[4]
+
+
 def test_every_name_is_there_in_a_fresh_interpreter(printed):
     assert set(printed[0]) >= set(jaxprune.__all__)
-    assert printed[4] == [
+    assert printed[5] == [
         "jaxprune.engine.simulate",
         "jaxprune.engine.tally",
         "jaxprune.models.prune",

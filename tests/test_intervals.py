@@ -281,6 +281,15 @@ def test_a_plan_may_ask_for_it():
         assert low <= far["gap_upper_quantiles"][p] <= 1.02 * low
 
 
+def test_a_circular_kernel_wider_than_the_image_is_refused():
+    """It reads a pixel several times: four taps of 1 on one pixel add up to 4, their norm is 2."""
+    layer = networks.Conv(1, 1, 2, (1, 1), 1, "CIRCULAR")
+    network = networks.Network((layer,), activations.relu, (1, 1, 1))
+    weights = (np.ones((1, 1, 2, 2), np.float32),)
+    with pytest.raises(ValueError, match=r"kernel = 2: at most the image's side 1"):
+        gaps.interval_bounds(network, weights, weights, 1.0)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -276,6 +278,59 @@ def test_the_page_is_inert_and_whole(result):
     for word in ("911", "0.887", "0.992", "holds", "violated", "ab" * 32, "Holm"):
         assert word in text
     assert text.count("undecided") >= 4 and "<img src=x" in text
+
+
+def test_a_page_draws_at_most_so_much(result, monkeypatch):
+    """Of 100 experiments each has a plot before any has its second; the rest is one line."""
+    monkeypatch.setattr(document, "picture", lambda drawing: f"<img alt='{drawing.name}'>")
+    monkeypatch.setattr(document, "MAX_ROWS", 30)
+    result["cells"] = [cell(experiment=f"e{i}", case=i) for i in range(100)]
+    page = report.page(result)
+    assert page.count("<img") == document.MAX_DRAWINGS and "of 201 are drawn" in page
+    assert page.count("Quantiles of the gap") == document.MAX_DRAWINGS - 1
+    assert page.count("<td") == 30 * 18 + 30 * 7 and page.count("The first 30 of 100 rows") == 2
+    result["cells"] = result["cells"][:10]
+    page = report.page(result)
+    assert page.count("<img") == 21 and "are drawn" not in page and "The first" not in page
+
+
+def test_a_drawing_shows_at_most_so_many_cases(result, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(document, "picture", lambda drawing: drawn.append(drawing) or "")
+    result["exponents"] = []
+    result["cells"] = [cell(pruning=f"p{i}", case=i) for i in range(100)]
+    assert "the first 8 of 100 series" in report.page(result)
+    result["cells"] = [cell(width=i + 1, case=i) for i in range(100)]
+    assert "the first 32 of 100 cases" in report.page(result)
+    for brackets, series in ((drawn[1], 8), (drawn[7], 1)):
+        ax = brackets.draw(Figure().add_subplot())
+        assert len([c for c in ax.collections if c.get_segments()]) == series
+        assert len(ax.get_legend().get_texts()) == series + 3
+
+
+def test_a_picture_is_laid_out_once_and_holds_its_legend(result, monkeypatch):
+    """No pass of Matplotlib's to measure everything; nothing touches the edges."""
+    measured = []
+    monkeypatch.setattr(Axes, "get_tightbbox", lambda *_, **__: measured.append(1))
+    drawings = [d for part in report.verify.sections(result) for d in part.drawings]
+    for drawing in drawings[:3]:
+        source = document.picture(drawing)
+        png = base64.b64decode(re.search("base64,([^']*)", source)[1])
+        pixels = matplotlib.image.imread(io.BytesIO(png))[..., :3]
+        assert all(
+            edge.min() == 1.0 for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+        )
+        grown = pixels.shape[0] > round(110 * drawing.height)
+        assert grown == (drawing.name == "Quantiles of the gap")
+    assert not measured
+
+
+def test_names_that_the_font_lacks_are_drawn_without_a_warning(result):
+    name = "剪枝 😀 שלום" + "x" * 500
+    changes = {"experiment": name, "pruning": name, "amount": name, "network": name}
+    result["cells"], result["exponents"] = [cell(**changes), cell(**changes, case=1)], []
+    page = report.page(result)  # a warning is an error here
+    assert page.count("<img") == 3 and name in page
 
 
 def test_the_folder_is_new_and_strict_json(result, tmp_path):

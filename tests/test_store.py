@@ -23,7 +23,7 @@ import pytest
 from stores import Shape, drop, made_up
 
 from jaxprune import engine, files
-from jaxprune.engine import Store, Tally, database, memory
+from jaxprune.engine import Store, Tally, database
 from jaxprune.engine import rows as rows_module
 from jaxprune.engine.packing import pack, unpack
 from jaxprune.engine.store import state_hash

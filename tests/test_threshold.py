@@ -346,6 +346,9 @@ def test_plot_draws_every_closed_bracket(known_law, no_theorem):
         fixed, at = ("delta", 0.05) if variable == "eps" else ("eps", plan["eps_of_deltas"])
         closed = [tuple(t["gap"].values()) for t in found["thresholds"] if t[fixed] == at]
         assert drawn == sorted(b for b in closed if None not in b) and drawn
+    brackets, exponents, _ = words.sections(found)[0].tables
+    assert "infinite width,\nestimated" in brackets.names  # theorem 7 is a limit, not a bound
+    assert "infinite width, estimated" in {row[1] for row in exponents.rows}
 
 
 @pytest.mark.ci

@@ -1,8 +1,9 @@
 """The `jaxprune` command: parse, call a study, print."""
 
 import argparse
+import sys
 
-from jaxprune import __version__
+from jaxprune import __version__, session
 from jaxprune.cli import (
     bound,
     common,
@@ -40,11 +41,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status, as listed in the README."""
-    args = parser().parse_args(argv)
-    common.keep_programs()
+    common.settle_process()
+    if sys.stdout is None:
+        return common.fail("standard output is closed", common.ENVIRONMENT)
     try:
-        with stopped_by_signals():
-            return args.run(args)
+        args = parser().parse_args(argv)
+    except SystemExit as end:  # help, version, or a wrong argument
+        sys.exit(common.finished(end.code))
+    try:
+        with stopped_by_signals(), session.commands_own():
+            common.keep_programs()
+            return common.finished(args.run(args))
     except (Stopped, KeyboardInterrupt) as stop:
         status = getattr(stop, "status", common.INTERRUPTED)
         return common.fail("interrupted", status)

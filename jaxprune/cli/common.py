@@ -41,6 +41,17 @@ Result = dict[str, Any]
 class Parser(argparse.ArgumentParser):
     """Argparse's, whose errors are one line."""
 
+    def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        for arg in args:
+            if arg.startswith("--") and arg.endswith("=--"):  # argparse makes an empty list of it
+                self.error(f"argument {arg[:-3]}: '--' is no value")
+        return super().parse_args(args, namespace)
+
+    def _print_message(self, message, file=None):
+        # Argparse's own forgets that a full disk took none of the help.
+        print_safely(lambda _: (file or sys.stderr).write(message))
+
     def error(self, message):
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
@@ -55,9 +66,9 @@ def keep_programs() -> None:
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if CACHE in os.environ or jax.config.jax_compilation_cache_dir:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "jaxprune" / processor()
     with contextlib.suppress(OSError):  # no folder, no cache
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = home / "jaxprune" / processor()
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # Left alone, JAX keeps only what took a second to compile: most programs take less.
@@ -80,6 +91,19 @@ def _make_room(folder: Path, most: int) -> None:
             return
         path.unlink(missing_ok=True)
         size -= stat.st_size
+
+
+def settle_process() -> None:
+    """Gives the process what libraries take for granted: a home, and an open stderr.
+
+    A user without an entry in the list of users, as in a container, has the home that Docker gives.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = os.sep
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
 
 
 def add_outputs(command: argparse.ArgumentParser, name: str) -> None:
@@ -140,14 +164,42 @@ def show(result: Result, folder: Path, spent: float, console: Console) -> None:
 
 
 def print_safely(show: Callable[[Console], None]) -> None:
-    """Prints to stdout, whatever its encoding, and survives a pipe that is closed."""
+    """Prints to stdout, whatever its encoding, and survives what cannot be written.
+
+    Nobody misses it where a pipe is closed; `finished` tells of a full disk.
+    """
     sys.stdout.reconfigure(errors="replace")
     try:
         # In a pipe there is no width to keep to.
         show(Console(width=None if sys.stdout.isatty() else 120))
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # rich exits where a pipe is closed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:
+        _lost.append(error)
+        _drop_output()
+
+
+_lost: list[OSError] = []
+"""Why stdout could not be written."""
+
+
+def _drop_output():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def finished(status: int) -> int:
+    """The exit status of a command, once all that it printed is written.
+
+    Args:
+      status: of the command itself.
+    """
+    print_safely(lambda _: None)
+    if not _lost:
+        return status
+    told = f"standard output: {_lost[0].strerror}"
+    _lost.clear()
+    return status or fail(told, ENVIRONMENT)
 
 
 def check_outputs(out: Path, json: Path | None, *, shared: bool = False) -> None:

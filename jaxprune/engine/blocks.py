@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from jaxprune import session
 from jaxprune.engine.programs import compiled_block
 from jaxprune.engine.run import Run
 from jaxprune.engine.trial import Trial
@@ -77,7 +78,7 @@ def run_blocks(
     """
     blocks = run.blocks if blocks is None else blocks
     devices = (devices or jax.local_devices())[: len(run.blocks)]
-    with ThreadPoolExecutor(len(devices)) as pool:
+    with ThreadPoolExecutor(len(devices), initializer=session.enter_thread) as pool:
         programs = list(pool.map(lambda device: compiled_block(run, device), devices))
     numbers = [jax.device_put(run.numbers, device) for device in devices]
     wanted = _at_once(run, len(devices))
@@ -91,7 +92,7 @@ def run_blocks(
         trials = Trial(*(field[: len(ids)] for field in future.result()))
         return Done(block, ids, trials, devices[place])
 
-    pool = ThreadPoolExecutor(wanted)
+    pool = ThreadPoolExecutor(wanted, initializer=session.enter_thread)
     try:
         with _one_blas_thread():
             running = collections.deque()

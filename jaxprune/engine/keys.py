@@ -7,7 +7,7 @@ else: not on the block, the device, the order, or the number of trials.
 import jax
 import jax.numpy as jnp
 
-from jaxprune import validation
+from jaxprune import session, validation
 from jaxprune.types import Key
 
 STREAM_VERSION = 1
@@ -31,9 +31,11 @@ def root_key(seed: int) -> Key:
 
     Raises:
       ValueError: a seed that is no integer from 0 to 2^32 - 1 (JAX would wrap it silently), or a
-        session whose threefry is set to the old, shard-dependent stream.
+        session whose threefry is set to the old, shard-dependent stream, or of settings that
+        `session.check` refuses.
     """
     seed = validation.integer("seed", seed, 0, MAX_SEED)
+    session.check()
     if not jax.config.jax_threefry_partitionable:
         raise ValueError("jax_threefry_partitionable = False: the stream is defined with True")
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), STREAM_VERSION)

@@ -25,7 +25,7 @@ from jaxprune.activations import Activation
 from jaxprune.gaps import norms
 from jaxprune.gaps.difference import Removed
 from jaxprune.gaps.multipliers import multiplier_bound
-from jaxprune.networks import Layer, Network
+from jaxprune.networks import Conv, Layer, Network
 from jaxprune.types import Params
 
 _TINY = 1e-290  # covers underflow
@@ -61,7 +61,18 @@ def interval_bounds(
     Returns:
       float32 upper bounds in floating point; 0 exactly if all removed parts are 0, NaN or infinite
       if a weight is.
+
+    Raises:
+      ValueError: circular padding with a kernel wider than the image.
     """
+    for layer in network.layers:
+        if isinstance(layer, Conv) and layer.padding == "CIRCULAR":
+            # A neuron reads each pixel at most once: its row's norm is that of its kernel.
+            if layer.kernel > (side := min(layer.size)):
+                raise ValueError(
+                    f"kernel = {layer.kernel}: at most the image's side {side} is allowed with "
+                    "circular padding over an ℓ∞ ball"
+                )
     pruned = [i for i, p in enumerate(removed) if p is not None]
     if not pruned:
         return OutputNorms(*[jnp.float32(0.0)] * 3)

@@ -149,7 +149,9 @@ def _stage(network, weights, i, ins, outs, torus, dilations):
             parts.append(t.matrices)
         rows.append(jnp.concatenate(parts, axis=-1))
     slope = network.activation.least_slope / network.activation.lipschitz
-    # Where the image does not fill the torus, states are 0 whatever y is: slope 0.
+    # Where the image does not fill the shared torus, states are 0 whatever y is: slope 0. Without
+    # one, the form behind is a multiple of the identity on each state, and only grows if they are
+    # taken to be s(y) (README, section 4).
     fills = layer.padding == "CIRCULAR" and layer.stride * dilations[i] == 1 if place else True
     matrix = jnp.concatenate(rows, axis=-2)
     return Stage(matrix, error * (1.0 + 1e-12), len(outs), slope if fills else 0.0)
@@ -264,7 +266,8 @@ def _named(weights):
 
 
 def _by_frobenius(network, layers):
-    """The telescoping sum `sum_k b_k prod_(j < k) p_j prod_(j > k) a_j` of Frobenius norms."""
+    """The telescoping sum `sum_k b_k prod_(j < k) a_j prod_(j > k) p_j` of Frobenius norms: a of W,
+    b of P, p of W - P."""
     total, before = 0.0, 1.0  # gap so far, norm of the target so far
     for layer, weights in zip(network.layers, layers, strict=True):
         factor = layer.kernel if isinstance(layer, Conv) else 1.0

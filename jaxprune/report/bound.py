@@ -1,12 +1,15 @@
 """The result of `studies.bound` in words, tables and a plot; nothing is computed here."""
 
-from typing import Any
+from __future__ import annotations
 
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
 from jaxprune.report.plots import ticks_1_2_5
-from jaxprune.report.section import BEST, Cell, Drawing, Section, Table
-from jaxprune.report.words import claim_of, drawn, number, number_down, number_up
+from jaxprune.report.section import BEST, Cell, Drawing, Section, Table, first
+from jaxprune.report.words import MOST_DRAWN, claim_of, drawn, number, number_down, number_up
+
+if TYPE_CHECKING:  # Matplotlib is imported once something is drawn
+    from matplotlib.axes import Axes
 
 ROUTES = {
     "norms": "products of norms (theorem 6)",
@@ -30,11 +33,11 @@ def sections(result: dict[str, Any]) -> list[Section]:
 
 
 def _method(plan, method):
-    tables, drawings = [], []
+    tables, drawings, notes = [], [], []
     if method["certificate"]["events"]:
         tables += [_events(method["certificate"]), _norms(method["norms"])]
-        height = 1.0 + 0.9 * len(method["norms"])
-        drawings = [Drawing("Every norm bound", lambda ax: plot(ax, method), 7.6, height)]
+        drawing, notes = _drawing(method["norms"])
+        drawings.append(drawing)
     if method["inverses"]:
         tables.append(_inverses(plan, method["inverses"]))
     return Section(
@@ -42,7 +45,26 @@ def _method(plan, method):
         text=list(_found(plan, method)),
         drawings=drawings,
         tables=tables,
+        notes=notes,
     )
+
+
+def _drawing(norms):
+    """The plot of so many norms and theorems as one shows, and notes on the others."""
+    norms, cut = first(norms, "norms")
+    names = dict.fromkeys(_theorem(answer["name"]) for row in norms for answer in row["bounds"])
+    shown, more = first(list(names), "theorems", len(_MARKERS))
+    norms = [
+        row | {"bounds": [a for a in row["bounds"] if _theorem(a["name"]) in shown]}
+        for row in norms
+    ]
+    left = 0.4 + 0.085 * min(MOST_DRAWN, max(len(_label(row)) for row in norms))
+    draw = lambda ax: plot(ax, {"norms": norms})
+    return Drawing("Every norm bound", draw, left + 4.5, 1.0 + 0.9 * len(norms), left), cut + more
+
+
+def _label(row):
+    return f"{', '.join(row['layers'])}: {row['matrix']}"
 
 
 _CAPTION = (
@@ -119,7 +141,7 @@ def _norms(norms):
 
 def _inverses(plan, inverses):
     """Each row's two answers side by side."""
-    names = (f"for ε = {plan['eps']:g}", "certified gap", "typical distance")
+    names = (f"for ε = {plan['eps']:g}", "certified gap", "typical distance,\nestimated")
     rows = []
 
     def row(name, answers, words):
@@ -154,7 +176,7 @@ def plot(ax: Axes, method: dict[str, Any]) -> Axes:
         for answer in row["bounds"]
     ]
     names = list(dict.fromkeys(name for name, *_ in answers))
-    labels = [drawn(f"{', '.join(row['layers'])}: {row['matrix']}") for row in method["norms"]]
+    labels = [drawn(_label(row)) for row in method["norms"]]
     for i, name in enumerate(names):
         found = [(value, at) for theorem, value, at in answers if theorem == name]
         # Apart, so that equal bounds are seen.

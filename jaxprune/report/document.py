@@ -8,13 +8,14 @@ import base64
 import hashlib
 import html
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from jaxprune.report.section import Drawing, Section, Table, cells
-from jaxprune.report.words import plain
+from jaxprune.report.words import FONT, plain
+
+MAX_DRAWINGS, MAX_ROWS = 36, 5000
+"""Of a page: a drawing takes about a tenth of a second, and a browser has to lay out every row."""
 
 STYLE = """
 :root { color-scheme: light dark; --fg: #1c1c1c; --bg: #fff; --line: #d0d0d0; --soft: #f4f4f4; }
@@ -108,11 +109,14 @@ def table(shown: Table) -> str:
         f"<th scope='col'{' class=left' * at_left}>{text(name)}</th>"
         for name, at_left in zip(shown.names, left, strict=True)
     )
-    body = "".join(f"<tr>{''.join(map(_cell, cells(row), left))}</tr>" for row in shown.rows)
+    rows = shown.rows[:MAX_ROWS]
+    body = "".join(f"<tr>{''.join(map(_cell, cells(row), left))}</tr>" for row in rows)
     whole = (
         f"<div class='wide' tabindex='0'><table class='sort'><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+    if len(rows) < len(shown.rows):
+        whole += f"<p>The first {MAX_ROWS} of {len(shown.rows)} rows; all are in result.json.</p>"
     return folded(shown.title, whole) if shown.title else whole
 
 
@@ -128,19 +132,69 @@ def _cell(cell, left):
 
 
 def picture(drawing: Drawing) -> str:
-    """A figure, its PNG inside the page."""
-    figure = Figure(figsize=(drawing.width, drawing.height), layout="constrained")
-    drawing.draw(figure.add_subplot())
-    buffer = io.BytesIO()
-    # The layout makes room for a legend outside the axes; bbox_inches="tight" would draw twice.
-    figure.savefig(buffer, format="png", dpi=110)
+    """A figure, its PNG inside the page.
+
+    Its margins are fixed, so that it is drawn once: Matplotlib's layouts draw it to measure it.
+    Only a legend outside the axes is measured, and the figure grows by as much.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.family": [FONT], "text.usetex": False}):
+        figure = Figure(figsize=(drawing.width, drawing.height), dpi=110)
+        canvas = FigureCanvasAgg(figure)
+        ax = figure.add_axes((0, 0, 1, 1))
+        _place(ax, drawing, 0.0, 0.0, 0.0, 0.0)
+        drawing.draw(ax)
+        ax.minorticks_off()  # a quarter of the time
+        legend = ax.get_legend()
+        if legend is not None and legend.get_bbox_to_anchor() is not ax.bbox:
+            box = legend.get_window_extent(canvas.get_renderer())
+            left, bottom, right, top = (x / figure.dpi for x in box.extents)
+            beyond = (-left, -bottom, right - drawing.width, top - drawing.height)
+            _place(ax, drawing, *(max(0.0, length + _EDGE) for length in beyond))
+        buffer = io.BytesIO()
+        canvas.print_png(buffer)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f"<figure><img alt='{text(drawing.name)}' src='data:image/png;base64,{data}'></figure>"
+
+
+_BOTTOM, _RIGHT, _TOP, _EDGE = 0.6, 0.2, 0.35, 0.05
+"""Inches from the axes, or from a legend outside them, to the edges."""
+
+
+def _place(ax, drawing, left, bottom, right, top):
+    """Places axes within a figure that is larger than the drawing by so much on each side."""
+    width, height = drawing.width + left + right, drawing.height + bottom + top
+    ax.figure.set_size_inches(width, height)
+    inner_width = drawing.width - drawing.left - _RIGHT
+    inner_height = drawing.height - _BOTTOM - _TOP
+    x, y = left + drawing.left, bottom + _BOTTOM
+    ax.set_position((x / width, y / height, inner_width / width, inner_height / height))
 
 
 def pictures(drawings: Iterable[Drawing]) -> str:
     """Figures side by side, as many as there is room for."""
     return f"<div class='plots'>{''.join(map(picture, drawings))}</div>"
+
+
+def within_budget(sections: Sequence[Section]) -> tuple[list[Section], str]:
+    """Sections with at most `MAX_DRAWINGS` drawings, and a line on those left out, or "".
+
+    The first of every section goes before the second of any.
+    """
+    places = [(at, i) for i, shown in enumerate(sections) for at in range(len(shown.drawings))]
+    if len(places) <= MAX_DRAWINGS:
+        return list(sections), ""
+    chosen = set(sorted(places)[:MAX_DRAWINGS])
+    cut = [
+        shown._replace(drawings=[d for at, d in enumerate(shown.drawings) if (at, i) in chosen])
+        for i, shown in enumerate(sections)
+    ]
+    return cut, (
+        f"Plots: {MAX_DRAWINGS} of {len(places)} are drawn; every number is in result.json."
+    )
 
 
 def section(shown: Section) -> Iterator[str]:

@@ -1,10 +1,11 @@
 """The result of `studies.frontier` in words, tables and a plot; nothing is computed here."""
 
-from typing import Any
+from __future__ import annotations
 
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
-from jaxprune.report.section import Cell, Drawing, Section, Table
+from jaxprune.report.plots import ticks_1_2_5
+from jaxprune.report.section import Cell, Drawing, Section, Table, first
 from jaxprune.report.words import (
     claim_of,
     drawn,
@@ -16,6 +17,9 @@ from jaxprune.report.words import (
     percent,
 )
 
+if TYPE_CHECKING:  # Matplotlib is imported once something is drawn
+    from matplotlib.axes import Axes
+
 OPEN_BECAUSE = {
     "bracket": "the gap's bracket",
     "trials": "too few trials",
@@ -26,13 +30,15 @@ OPEN_BECAUSE = {
 
 def sections(result: dict[str, Any]) -> list[Section]:
     """One: the claim, what is known of its frontier, the plot, a row a width."""
+    points, cut = first(result["points"], "widths")
+    draw = lambda ax: plot(ax, result | {"points": points})
     return [
         Section(
             _title(result["plan"]),
             text=_found(result),
-            drawings=[Drawing("The frontier by width", lambda ax: plot(ax, result), 7.2, 5.0)],
+            drawings=[Drawing("The frontier by width", draw, 7.2, 5.0)],
             tables=[_points(result), _probes(result)],
-            notes=_notes(result["plan"]),
+            notes=[*_notes(result["plan"]), *cut],
         )
     ]
 
@@ -49,7 +55,8 @@ def _found(result):
 
 def _points(result):
     names = (
-        "network", "holds\nup to", "violated\nfrom", "between them", "theorem", "infinite\nwidth",
+        "network", "holds\nup to", "violated\nfrom", "between them", "theorem",
+        "infinite width,\nestimated",
     )  # fmt: skip
     rows = [
         [
@@ -119,10 +126,12 @@ def plot(ax: Axes, result: dict[str, Any]) -> Axes:
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_ylim(bottom=0.9 * floor, top=1.25)
+    if floor > 0.01:
+        ticks_1_2_5(ax.yaxis)
     ax.set_xticks(widths, [str(d) for d in widths])
     ax.set_xlabel("width (neurons)")
-    ax.set_ylabel(f"sparsity (share) of {drawn(', '.join(plan['layers']))}"[:60])
-    ax.set_title(drawn(_title(plan)), fontsize=9)
+    ax.set_ylabel(f"sparsity (share) of {drawn(', '.join(plan['layers']))}")
+    ax.set_title(drawn(_title(plan), 90), fontsize=9, y=1.0)
     ax.legend(fontsize=7.5, loc="best")
     return ax
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jaxprune.files import utf8, whole, whole_and_new
 from jaxprune.report import bound, frontier, rare, terminal, threshold, verify
-from jaxprune.report.document import document, facts, section
+from jaxprune.report.document import document, facts, section, text, within_budget
 from jaxprune.report.reading import VERIFY, kind
 
 TITLES = {
@@ -115,10 +115,12 @@ def page(
     plan, environment = {"plan hash": result["plan"]["hash"]}, result["environment"]
     names = ("jaxprune", "jax", "device", "seed")
     said = ", ".join(f"{n} {environment[n]}" for n in names if environment.get(n) is not None)
+    parts, cut = within_budget(parts)
     return document(
         title,
         [
             facts(plan | {"environment": said}),
+            *([f"<p>{text(cut)}</p>"] if cut else []),
             *(line for part in parts for line in section(part)),
             "<h2>Plan and environment</h2>",
             facts(plan | about | environment),

@@ -1,16 +1,18 @@
 """Plots of a result. Every function takes and returns Matplotlib axes and computes nothing."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.ticker import LogLocator, NullFormatter
+from typing import TYPE_CHECKING, Any
 
 from jaxprune.report.words import drawn, number_up, target
 from jaxprune.statistics import ESTIMATED, HOLDS, UNDECIDED, VIOLATED
+
+if TYPE_CHECKING:  # Matplotlib is imported once something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 VERDICT_MARKERS = {
@@ -24,7 +26,7 @@ EXPLORATORY_MARKERS = {ESTIMATED: ("s", "#555555")}
 def gap_against_width(
     ax: Axes, cells: Sequence[dict[str, Any]], fits: Sequence[dict[str, Any]] = ()
 ) -> Axes:
-    """Brackets of the gap by width, one colour and marker a pruning and amount.
+    """Brackets of the gap by width, one colour and marker per pruning and amount.
 
     Bars run from the 5 % quantile of the lower bound to the 95 % quantile of the upper; markers
     are the medians of the two. Lines: certified epsilon (dashed), for one input the typical gap of
@@ -35,16 +37,13 @@ def gap_against_width(
       cells: of one experiment; several cells of one case are drawn once.
       fits: of the result's `exponents`, those of the experiment.
     """
-    series = _series(cells, "pruning", "amount", "domain")
+    series, lines = _series(cells, "pruning", "amount", "domain"), set()
     for i, (name, group) in enumerate(series.items()):
         group = sorted({c["network"]: c for c in group}.values(), key=_width)
         # Side by side at each width.
         x = [_width(c) * 1.06 ** (i - (len(series) - 1) / 2) for c in group]
         color = _brackets(ax, x, group, name, i)
-        for key, style, label in (
-            ("certified_eps", "--", "certified ε"),
-            ("mean_squared_gap_infinite_width", ":", "one input, infinite width"),
-        ):
+        for key, (style, _) in _THEORY.items():
             if all(cell[key] is not None for cell in group):
                 y = [c[key] if key == "certified_eps" else _typical(c) for c in group]
                 ax.plot(
@@ -55,11 +54,14 @@ def gap_against_width(
                     marker=MARKERS[i % len(MARKERS)],
                     ms=2.5,
                     lw=1,
-                    label=f"{name}: {label}",
                 )
+                lines.add(key)
         for fit in fits:
             if (fit["pruning"], fit["amount"]) == (group[0]["pruning"], group[0]["amount"]):
                 _power_laws(ax, fit, color)
+    _upper_in_legend(ax)
+    for style, label in (_THEORY[key] for key in _THEORY if key in lines):
+        ax.plot([], [], style, color="grey", lw=1, label=label)
     if any(fit["median_lower"] or fit["median_upper"] for fit in fits):
         ax.plot([], [], "-", color="grey", lw=0.8, label="power laws fitted to the medians")
     ax.set_xscale("log", base=2)
@@ -71,6 +73,13 @@ def gap_against_width(
     _title(ax, cells[0]["experiment"])
     ax.legend(fontsize=6.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return ax
+
+
+_THEORY = {
+    "certified_eps": ("--", "certified ε"),
+    "mean_squared_gap_infinite_width": (":", "one input, infinite width"),
+}
+"""Keys of cells drawn as lines: their style and what the legend says."""
 
 
 def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
@@ -98,6 +107,7 @@ def gap_against_sparsity(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
                     fontsize=6.5,
                     color=color,
                 )
+    _upper_in_legend(ax)
     _log(ax, "y")
     ax.margins(x=0.15, y=0.12)
     ax.set_xlabel("sparsity of the pruned layers (%)")
@@ -209,6 +219,8 @@ def _log(ax, axis):
 
 def ticks_1_2_5(axis: Axis) -> None:
     """Labels 1, 2, 5, 10, ... on a log axis of few decades."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(lambda x, _: f"{x:g}")
     axis.set_minor_formatter(NullFormatter())
@@ -228,9 +240,14 @@ def _brackets(ax, x, cells, name, i):
             color=color,
             mfc=color if filled else "none",
             ms=5,
-            label=f"{name}: median {side} bound",
+            label=name if filled else None,
         )
     return color
+
+
+def _upper_in_legend(ax):
+    """One entry for the open markers of all series: entries cost more time than what they name."""
+    ax.plot([], [], "o", color="grey", mfc="none", ms=5, label="open: median upper bound")
 
 
 def _series(cells, *keys):
@@ -244,7 +261,7 @@ def _series(cells, *keys):
 
 
 def _title(ax, text):
-    ax.set_title(drawn(text), fontsize=9)
+    ax.set_title(drawn(text, 90), fontsize=9, y=1.0)  # nothing above it to be measured
 
 
 def _width(cell):

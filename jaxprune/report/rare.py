@@ -1,14 +1,16 @@
 """The result of `studies.rare` in words, a table and a plot; nothing is computed here."""
 
-import math
-from typing import Any
+from __future__ import annotations
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+import math
+from typing import TYPE_CHECKING, Any
 
 from jaxprune.report.section import Cell, Drawing, Section, Table
 from jaxprune.report.words import drawn, law, number, number_down, number_up, percent
 from jaxprune.statistics.splitting import EXTINCT, MIXING, SPREAD, UNRELIABLE
+
+if TYPE_CHECKING:  # Matplotlib is imported once something is drawn
+    from matplotlib.axes import Axes
 
 DOUBTS = {
     MIXING: "twice the moves change the estimate",
@@ -23,7 +25,7 @@ def sections(result: dict[str, Any]) -> list[Section]:
         Section(
             _title(result["plan"]),
             text=_found(result),
-            drawings=[Drawing("Every replica", lambda ax: plot(ax, result), 7.2, 4.0)],
+            drawings=[Drawing("Every replica", lambda ax: plot(ax, result), 7.2, 4.0, 1.0)],
             tables=[_ends(result)],
             notes=_notes(result),
         )
@@ -82,6 +84,8 @@ def _notes(result):
 
 def plot(ax: Axes, result: dict[str, Any]) -> Axes:
     """Every replica's estimate, both numbers of moves, with the limits of each end."""
+    from matplotlib.ticker import NullFormatter
+
     plan, ends = result["plan"], _both(result)
     for row, found in enumerate(found for _, found in ends):
         kinds = ((found["short_replicas"], "x", -0.15), (found["replicas"], "o", 0.15))
@@ -105,7 +109,7 @@ def plot(ax: Axes, result: dict[str, Any]) -> Axes:
     ax.set_yticks(range(len(ends)), [f"{end} end" for end, _ in ends])
     ax.set_ylim(-0.6, len(ends) + 0.3)
     ax.set_xlabel(f"P(end of the gap's bracket > {plan['eps']:g}), estimated")
-    ax.set_title(drawn(_title(plan)), fontsize=9)
+    ax.set_title(drawn(_title(plan), 100), fontsize=9, y=1.0)
     ax.legend(fontsize=7.5, loc="upper left", ncols=2)
     return ax
 

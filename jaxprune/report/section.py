@@ -1,12 +1,19 @@
 """What a result is shown as: sections of text, drawings and tables, in a terminal and in a page."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
-from matplotlib.axes import Axes
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # Matplotlib is imported once something is drawn
+    from matplotlib.axes import Axes
 
 BEST = "best"
 """Style of a cell that stands out in its group."""
+
+MAX_SHOWN, MAX_SERIES = 32, 8
+"""Cases, widths or norms in one drawing, and names in its legend: each takes milliseconds to draw,
+and more cannot be told apart."""
 
 
 class Cell(NamedTuple):
@@ -47,13 +54,15 @@ class Drawing(NamedTuple):
     Attributes:
       name: what it shows, for those who cannot see it.
       draw: on axes, which it returns.
-      width, height: inches.
+      width, height: inches, without what of the legend lies outside the axes.
+      left: inches between the left edge and the axes.
     """
 
     name: str
     draw: Callable[[Axes], Axes]
     width: float = 6.4
     height: float = 4.2
+    left: float = 0.85
 
 
 class Section(NamedTuple):
@@ -72,6 +81,14 @@ class Section(NamedTuple):
     drawings: Sequence[Drawing] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+
+
+def first(rows: Sequence[Any], what: str, most: int = MAX_SHOWN) -> tuple[Sequence[Any], list[str]]:
+    """Those of `rows` that one drawing shows, and a note if there are more."""
+    if len(rows) <= most:
+        return rows, []
+    note = f"Plot: the first {most} of {len(rows)} {what}; all are in result.json."
+    return rows[:most], [note]
 
 
 def cells(row: Sequence[Cell | str]) -> list[Cell]:

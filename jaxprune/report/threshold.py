@@ -1,10 +1,10 @@
 """The result of `studies.threshold` in words, tables and plots; nothing is computed here."""
 
-from typing import Any
+from __future__ import annotations
 
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
-from jaxprune.report.section import Cell, Drawing, Section, Table
+from jaxprune.report.section import Cell, Drawing, Section, Table, first
 from jaxprune.report.words import (
     between,
     claim_of,
@@ -15,11 +15,15 @@ from jaxprune.report.words import (
     percent,
 )
 
+if TYPE_CHECKING:  # Matplotlib is imported once something is drawn
+    from matplotlib.axes import Axes
+
 KINDS = {
     "gap": ("gap", "C0", "solid", 1.0),
     "lower end": ("lower end of its bracket alone", "C2", "dashed", 1.02),
     "upper end": ("upper end alone", "C3", "dotted", 0.98),
 }
+_NAMES = {"infinite_width": "infinite width, estimated"}
 LINES = {
     "theorem": ("theorem", "k--"),
     "infinite_width": ("infinite width (one input, an estimate)", "k:"),
@@ -28,17 +32,20 @@ LINES = {
 
 def sections(result: dict[str, Any]) -> list[Section]:
     """One: the claim, brackets of the least width, its exponents, the plots."""
-    draw = lambda variable: lambda ax: plot(ax, result, variable)
+    drawings, notes = [], _notes(result["plan"])
+    for variable, sign in (("eps", "ε"), ("delta", "δ")):
+        rows, cut = first(_along(result, variable), f"values of {sign}")
+        shown = result | {"thresholds": rows}
+        draw = lambda ax, shown=shown, variable=variable: plot(ax, shown, variable)
+        drawings.append(Drawing(f"The threshold width against 1/{sign}", draw, 6.4, 5.2))
+        notes += cut
     return [
         Section(
             _title(result["plan"]),
             text=_found(result),
-            drawings=[
-                Drawing(f"The threshold width against 1/{sign}", draw(variable), 6.4, 6.4)
-                for variable, sign in (("eps", "ε"), ("delta", "δ"))
-            ],
+            drawings=drawings,
             tables=[_thresholds(result), _exponents(result), _cells(result)],
-            notes=_notes(result["plan"]),
+            notes=notes,
         )
     ]
 
@@ -119,7 +126,7 @@ def plot(ax: Axes, result: dict[str, Any], variable: str) -> Axes:
     ax.set_xlabel("1/ε" if variable == "eps" else "1/δ")
     ax.set_ylabel("width (neurons)")
     fixed = f"δ = {plan['delta']:g}" if variable == "eps" else f"ε = {plan['eps_of_deltas']:g}"
-    ax.set_title(fixed, fontsize=9)
+    ax.set_title(fixed, fontsize=9, y=1.0)
     ax.plot([], [], "k^", mfc="none", ms=5, ls="", label="arrows: open on that side")
     ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return ax
@@ -160,7 +167,9 @@ def _estimate(result, variable, kind):
 
 
 def _thresholds(result):
-    names = ("ε", "δ", "d*", "of lower ends", "of upper ends", "theorem", "infinite width")
+    names = (
+        "ε", "δ", "d*", "of lower ends", "of upper ends", "theorem", "infinite width,\nestimated",
+    )  # fmt: skip
     rows = [
         [
             Cell(number(t["eps"]), t["eps"]),
@@ -190,7 +199,7 @@ def _exponents(result):
         rows.append(
             [
                 row["of"],
-                row["kind"].replace("_", " "),
+                _NAMES.get(row["kind"], row["kind"]),
                 Cell("–" if estimate is None else _exponent(estimate), estimate),
                 *limits,
                 Cell("" if points is None else str(points), points),

@@ -2,7 +2,7 @@
 
 import itertools
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from jaxprune.report import plots
-from jaxprune.report.section import Cell, Drawing, Section, Table
+from jaxprune.report.section import MAX_SERIES, Cell, Drawing, Section, Table, first
 from jaxprune.report.terminal import STYLES
 from jaxprune.report.words import (
     COUNTS,
@@ -169,7 +169,7 @@ def render(result: dict[str, Any], console: Console) -> None:
 def _exponents(found):
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("experiment: pruning, amount", overflow="fold")
-    for name in ("median of\nlower bounds", "of upper\nbounds", "one input,\nrms"):
+    for name in ("median of\nlower bounds", "of upper\nbounds", "one input, rms,\nestimated"):
         table.add_column(name, no_wrap=True, min_width=19)
     for row in found:
         table.add_row(
@@ -221,6 +221,9 @@ def sections(
     cells = result["cells"]
     by_title = itertools.groupby(enumerate(cells, 1), key=lambda pair: pair[1]["experiment"])
     numbered = [(i, title, list(group)) for i, (title, group) in enumerate(by_title, 1)]
+    fits = defaultdict(list)
+    for row in result["exponents"]:
+        fits[row["experiment"]].append(row)
     return [
         Section(
             "Claims",
@@ -230,7 +233,7 @@ def sections(
             notes=[*caption(result), _PLOTS],
         ),
         *(
-            _experiment(i, title, [cell for _, cell in pairs], result["exponents"])
+            _experiment(i, title, [cell for _, cell in pairs], fits[title])
             for i, title, pairs in numbered
         ),
         *_worst(cells, run),
@@ -247,16 +250,22 @@ _PLOTS = (
 )
 
 
-def _experiment(i, title, cells, exponents):
-    fits = [row for row in exponents if row["experiment"] == title]
+def _experiment(i, title, cells, fits):
     training, law = cells[0]["training"], cells[0]["law"]
     text = [f"Networks: {'; '.join(dict.fromkeys(cell['network'] for cell in cells))}."]
     text += [f"Targets: {training}."] if training else []
     text += [f"Weights: {law}."] if law else []
+    keys = ("pruning", "domain", "network") if training else ("pruning", "amount", "domain")
+    series = defaultdict(list)
+    for cell in _cases(cells).values():
+        series[tuple(cell[key] for key in keys)].append(cell)
+    groups, cut = first(list(series.values()), "series", MAX_SERIES)
+    shown, more = first([cell for group in groups for cell in group], "cases")
     if training:
-        draw = lambda ax: plots.gap_against_sparsity(ax, cells)
+        draw = lambda ax: plots.gap_against_sparsity(ax, shown)
     else:
-        draw = lambda ax: plots.gap_against_width(ax, cells, fits)
+        laws = {(fit["pruning"], fit["amount"]): fit for fit in fits}
+        draw = lambda ax: plots.gap_against_width(ax, shown, list(laws.values()))
     curves = plots.last_of_series(cells)
     notes = [
         f"{row['pruning']}, {row['amount']}: gap ∝ width^slope, {slope(row['median_lower'])} "
@@ -264,6 +273,7 @@ def _experiment(i, title, cells, exponents):
         for row in fits
         if row["median_lower"] or row["median_upper"]
     ]
+    notes += cut + more
     if len(curves) > MAX_CURVES:
         notes.append(
             f"Survival curves: the first {MAX_CURVES} of {len(curves)}; the others' quantiles are "

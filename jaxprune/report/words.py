@@ -1,5 +1,6 @@
 """The words and number formats that table and page share."""
 
+import functools
 import math
 from collections import Counter
 from typing import Any
@@ -9,17 +10,34 @@ from jaxprune.statistics import E_BH, ESTIMATED, HOLDS, UNDECIDED, VIOLATED
 from jaxprune.statistics.regression import SIGNIFICANCE
 
 COUNTS = ("close", "between", "far", "nonfinite")
+FONT, MOST_DRAWN = "DejaVu Sans", 48
+"""Of pictures: a font that Matplotlib brings; characters of a text."""
 
 
 def plain(text: Any) -> str:
     """Text without control characters, so that no plan can steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    text = str(text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
-def drawn(text: Any) -> str:
-    """`plain` for a picture: no formula begins at a dollar, and no legend leaves it out."""
-    shown = plain(text).replace("$", r"\$")
+def drawn(text: Any, most: int = MOST_DRAWN) -> str:
+    """`plain` for a picture, cut to `most` characters.
+
+    No formula begins at a dollar, no legend leaves it out, and what the font of pictures lacks is
+    a replacement character.
+    """
+    shown = plain(text)
+    shown = shown if len(shown) <= most else f"{shown[: most - 1]}…"
+    shown = "".join(c if ord(c) in _glyphs() else "\ufffd" for c in shown).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
+
+
+@functools.cache
+def _glyphs():
+    """Code points of `FONT`."""
+    from matplotlib import font_manager
+
+    return frozenset(font_manager.get_font(font_manager.findfont(FONT)).get_charmap())
 
 
 def number(value: float | None) -> str:

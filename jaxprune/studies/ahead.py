@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from jaxprune import engine
+from jaxprune import engine, session
 
 Result = TypeVar("Result")
 
@@ -22,7 +22,9 @@ class Background:
     """
 
     def __init__(self):
-        self._compiler, self._trainer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._compiler, self._trainer = (
+            ThreadPoolExecutor(1, initializer=session.enter_thread) for _ in range(2)
+        )
         self._ended = threading.Event()
 
     def compile(self, runs: Iterable[engine.Run]) -> None:
