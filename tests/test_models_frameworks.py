@@ -196,7 +196,10 @@ def test_five_lines_for_a_model_never_seen(name, capsys):
     exec(FIVE_LINES.replace("EPS", "1000.0"), given)
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == "holds"
-    assert "256 inputs, outputs as computed in float32: distance" in printed and "95 % of all inputs move at most" in printed
+    assert (
+        "256 inputs, outputs as computed in float32: distance" in printed
+        and "95 % of all inputs move at most" in printed
+    )
     assert given["moved"].within(eps=1e-3, delta=0.05).verdict == "violated"
 
     masks, moved = given["masks"], given["moved"]

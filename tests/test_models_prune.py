@@ -516,10 +516,10 @@ KEYS = jax.random.wrap_key_data(np.zeros((2, 2), np.uint32), impl="threefry2x32"
         (lambda: prune({"w": W}, amount=0.5, structure=NM(2, 4, 0)), "N:M says itself"),
         (lambda: prune({"w": W}, "magnitud", 0.5), "did you mean 'magnitude'"),
         (lambda: prune({"w": W}, "random", 0.5), "needs a key"),
-        (lambda: prune({"w": W}, "random", 0.5, key=3), "key = 3: a key of jax.random"),
-        (lambda: prune({"w": W}, "random", 0.5, key="a"), "key = 'a': a key of jax.random"),
+        (lambda: prune({"w": W}, "random", 0.5, key=3), "key = 3: one key of jax.random"),
+        (lambda: prune({"w": W}, "random", 0.5, key="a"), "key = 'a': one key of jax.random"),
         (lambda: prune({"w": W}, "random", 0.5, key=W), r"key: float32 of shape \(2, 3\)"),
-        (lambda: random(KEYS, {"w": W}), r"key: key<fry> of shape \(2,\)"),
+        (lambda: random(KEYS, {"w": W}), r"key: threefry2x32 of shape \(2,\)"),
         (
             lambda: prune({"w": W}, "snip", 0.5),
             r"'snip': a function .* models\.snip\(loss, p, x, y\)",
