@@ -109,14 +109,13 @@ def _rest(read, removed):
     return read._replace(weights=weights, offsets=offsets)
 
 
-_upper = jax.jit(multiplier_bound, static_argnums=0)
 _difference = jax.jit(difference, static_argnums=0)
 
 
 def _without(read, removed, domain, key):
     stack = read.network, read.weights, tuple(p for p, _ in removed)
     found, x = _climbed(*stack, domain=domain, key=key)
-    return Gap(_at(*stack, x, found), float(_upper(*stack)))
+    return Gap(_at(*stack, x, found), float(multiplier_bound(*stack)))
 
 
 def _with_biases(read, removed, domain, key):
@@ -126,7 +125,8 @@ def _with_biases(read, removed, domain, key):
         raise ValueError(f"stack = {activation}: biases need {needed}")
     pixels = _pixels(read.network.layers[0])
     uppers = [
-        _radius(t, pixels) * float(_upper(*_lifted(read, removed, t))) for t in _exact_scales(read)
+        _radius(t, pixels) * float(multiplier_bound(*_lifted(read, removed, t)))
+        for t in _exact_scales(read)
     ]
     finite = [upper for upper in uppers if math.isfinite(upper)]
     stack = _lifted(read, removed, 1.0)
