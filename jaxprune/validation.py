@@ -10,6 +10,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 
 def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
     """`value` as a Python int in `[low, high]`; booleans and floats are refused."""
@@ -46,6 +48,36 @@ def instance(name: str, value: Any, kind: type, needed: str) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"{name} = {shown(value)}: {needed} is needed")
     return value
+
+
+def array(name: str, value: Any, dtype: Any = None) -> np.ndarray:
+    """`value` as a NumPy array; all arrays from outside become one here.
+
+    Masked arrays are refused: NumPy's conversion takes what their mask hides for numbers.
+    """
+    unmasked(name, value)
+    try:
+        return np.asarray(value, dtype)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {shown(value)}: an array of numbers is needed") from None
+
+
+def unmasked(name: str, value: Any) -> Any:
+    """`value` unless it is a masked array, or a list or tuple with one in it."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name}: a masked array, whose mask would be lost; x.filled(...) is needed"
+        )
+    if isinstance(value, list | tuple):
+        for part in value:
+            unmasked(name, part)
+    return value
+
+
+def said(error: Exception) -> str:
+    """What other people's code raised, in one line of at most 200 characters."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def shown(value: Any) -> str:

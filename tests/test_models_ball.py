@@ -509,7 +509,7 @@ def test_what_was_read_is_a_model(layout):
     moved = models.moves(known(params, CONV), masks, x)
     expected = distances(CONV, params, masks, x.reshape(70, -1))
     np.testing.assert_allclose(moved.distances, expected, rtol=1e-4)
-    assert 0 < moved.error < 1e-6
+    assert moved.floats == "float32" and 0 < moved.float64_error < 1e-4
 
 
 @ci
@@ -651,6 +651,38 @@ def test_honest_deep_models_pass(kind, biases):
         assert len(known((p, lambda p, x: apply(p, x, kind=kind))).weights) == 5
 
 
+def of_a_loop(params, x):
+    """Its state is float32, so that float64 does not fit into it."""
+    zero = jnp.zeros(x.shape, jnp.float32)
+    return apply(params, jax.lax.fori_loop(0, 1, lambda _, c: c + x, zero))
+
+
+def test_a_model_that_float64_breaks_is_compared_in_its_own_floats():
+    params = dense_stack()
+    assert known((params, of_a_loop)).paths == known(params).paths
+    with pytest.raises(ValueError, match=r"is not layers\.0\.weight -> "):
+        known((params, lambda p, x: of_a_loop(p, 1.001 * x)))
+
+
+OWN = {
+    "shape": lambda p, x: x.reshape(-1, 3) @ p["w"],
+    "arguments": lambda p, x, t: x @ p["w"].T,
+    "embedding": lambda p, x: jnp.asarray(p["w"])[x],
+    "depthwise": lambda p, x: jax.lax.conv_general_dilated(x, p["w"], (1,), "SAME"),
+    "own": lambda p, x: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_a_model_raises_is_said_in_one_line(name):
+    model = {"w": W}, OWN[name]
+    for call in (known, lambda model: ball_gap(model, Masks())):
+        with pytest.raises(
+            ValueError, match=r"model: a stack takes inputs of shape \(2,\), it said"
+        ):
+            call(model)
+
+
 HALF = activations.Activation(
     "half relu", lambda a: 0.5 * jax.nn.relu(a), lambda a, d: 0.5 * d, 0.0, 0.5, True
 )
@@ -676,6 +708,13 @@ NAN = np.full((3, 2), np.nan, np.float32)
         ),
         (lambda: known({"w": W, "b": np.ones(3, int)}), r"b: int64 of shape \(3,\)"),
         (lambda: known(({"v": W > 0, "w": W}, lambda p, x: x @ W.T)), "v: bool of shape"),
+        (
+            lambda: known(({"w": W}, lambda p, x: (x @ p["w"].T, x))),
+            "model: gives tuple; one array",
+        ),
+        (lambda: known(({"w": W}, lambda p, x: x @ p["w"].T > 0)), "model: gives bool of shape"),
+        (lambda: known({"w": W.astype(">f4")}), "w is >f4: the machine's own byte order"),
+        (lambda: known({"w": np.ma.array(W)}), "w: a masked array, whose mask would be lost"),
         (lambda: known({"w": W}, order=["v"]), "each of 'w' once"),
         (lambda: known({"w": W}, order=["w", "w"]), "each of 'w' once"),
         (lambda: known({"w": W}, "relu"), "stack = 'relu'"),

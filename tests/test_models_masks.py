@@ -7,8 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 from safetensors.numpy import save_file
 
 from jaxprune.models import Masks, arrays, prune
@@ -191,6 +192,78 @@ def test_summary_finds_what_was_touched():
         masks.summary(params, {k: x for k, x in good.items() if k != "key"})
 
 
+def test_summary_says_how_many_zeros_the_model_has():
+    """Those of the model as it is given, whatever the masks say."""
+    params, masks = model(), some_masks()
+    tuned = params | {"host": np.array([[0.0, -0.0, np.nan], [1, 2, 3], [4, 5, 6]])}
+    zeros = lambda p: {row.path: row.zeros for row in masks.summary(p).pruned}
+    assert zeros(params) == {"a": 0, "b.w": 0, "host": 0}
+    assert zeros(tuned) == {"a": 0, "b.w": 0, "host": 2}
+    removed = {row.path: row.weights - row.kept for row in masks.summary(params).pruned}
+    assert zeros(masks.apply(params)) == removed
+    line = str(masks.summary(tuned)).splitlines()[3].split()
+    assert line[0] == "host" and line[-1] == "22.22%"
+    assert masks.summary(tuned).total.zeros == 2
+
+
+def test_a_checkpoint_obeys_its_masks_or_not():
+    params = {"w": np.arange(1.0, 7.0).reshape(2, 3), "v": np.ones(2), "bias": np.ones(3)}
+    masks = Masks({"w": np.array([[1, 0, 1], [0, 0, 1]], bool), "v": np.ones(2, bool)})
+    assert masks.violations(params) == {"w": 3}
+    obeyed = masks.apply(params)
+    assert masks.violations(obeyed) == {} == Masks().violations(params)
+    obeyed["w"][0, 1], obeyed["w"][1, 0] = np.nan, -0.0
+    assert masks.violations((obeyed, len)) == {"w": 1}
+    with pytest.raises(ValueError, match="mask of w"):
+        masks.violations({**params, "w": np.ones((3, 2))})
+
+
+def test_the_tree_has_the_structure_of_the_model():
+    params = model() | {"name": "mlp"}
+    masks = some_masks()
+    tree = masks.tree((params, len))
+    assert jax.tree.structure(tree) == jax.tree.structure(params)
+    for name, kept in arrays(tree).items():
+        expected = masks.get(name, np.ones(arrays(params)[name].shape, bool))
+        np.testing.assert_array_equal(np.asarray(kept), np.asarray(expected))
+    assert tree["name"] == True  # noqa: E712
+    zeroed = jax.tree.map(lambda w, kept: w * np.asarray(kept), params["host"], tree["host"])
+    np.testing.assert_array_equal(zeroed, masks.apply(params)["host"])
+    with pytest.raises(ValueError, match="did you mean"):
+        masks.tree(params["b"])
+
+
+@pytest.mark.ci
+def test_the_tree_goes_into_other_libraries():
+    params = {"a": np.ones((2, 3), np.float32), "b": {"bias": np.ones(3, np.float32)}}
+    masks = Masks({"a": np.eye(2, 3, dtype=bool)})
+    tree = masks.tree(params)
+    read = serialization.from_bytes(tree, serialization.to_bytes(tree))
+    assert jax.tree.all(jax.tree.map(np.array_equal, read, tree))
+
+    # Only arrays of which something is removed are decayed, and what is removed stays zero.
+    some = jax.tree.map(lambda kept: not kept.all(), tree)
+    keep = lambda updates, _: jax.tree.map(lambda u, kept: u * kept, updates, tree)
+    optimizer = optax.chain(
+        optax.masked(optax.add_decayed_weights(0.5), some), optax.stateless(keep)
+    )
+    pruned = masks.apply(params)
+    updates, _ = optimizer.update(pruned, optimizer.init(pruned), pruned)
+    np.testing.assert_array_equal(updates["a"], 1.5 * np.eye(2, 3))
+    np.testing.assert_array_equal(updates["b"]["bias"], np.ones(3))
+
+    net = nnx.jit(lambda: FlaxMLP(nnx.Rngs(0)))()
+    masks = prune(net, amount=0.5)
+    state = nnx.state(net, nnx.Param)
+    kept = masks.tree(state)
+    assert jax.tree.structure(kept) == jax.tree.structure(state)
+    assert masks.violations(jax.tree.map(lambda w, k: w * k, state, kept)) == {}
+    assert set(masks.violations(net)) == set(masks)
+    of_module = masks.tree(net)
+    assert isinstance(of_module, FlaxMLP)
+    assert (np.asarray(of_module.linear1.kernel[...]) == np.asarray(masks["linear1.kernel"])).all()
+
+
 def test_files(tmp_path):
     masks = some_masks() & Masks({"scalar": jax.device_put(True), "empty": np.ones((0, 3), bool)})
     masks.save(tmp_path / "m.safetensors")
@@ -202,6 +275,14 @@ def test_files(tmp_path):
     assert Masks.load(_saved(tmp_path, Masks())) == Masks()
     with pytest.raises(FileNotFoundError):
         Masks.load(tmp_path / "none")
+
+
+def test_files_are_bits_and_those_of_bytes_are_read(tmp_path):
+    masks = Masks({"w": np.random.default_rng(0).random((100, 83)) < 0.5, "v": np.ones(3, bool)})
+    path = _saved(tmp_path, masks)
+    assert path.stat().st_size < 8300 / 8 + 300
+    save_file(dict(masks), tmp_path / "old", {"jaxprune": "masks"})
+    assert Masks.load(tmp_path / "old") == masks == Masks.load(path)
 
 
 def test_a_name_that_no_file_can_have(tmp_path):
@@ -245,6 +326,27 @@ def test_foreign_files(tmp_path):
     refused(path, "not of masks")
     save_file({"w": np.ones((2, 2), np.float32)}, path, {"jaxprune": "masks"})
     refused(path, "w is no Boolean array")
+    bits, notes = {"w": np.array([0b1010_0000], np.uint8)}, {"jaxprune": "masks"}
+    save_file(bits, path, notes | {"shapes": '{"w": [2, 2]}'})
+    assert Masks.load(path) == Masks({"w": np.array([[1, 0], [1, 0]], bool)})
+    for shape in ("[2]", "[9]", "[]", "[0]"):
+        save_file(bits, path, notes | {"shapes": f'{{"w": {shape}}}'})
+        refused(path, "w is no Boolean array")
+    none = {"w": np.zeros(0, np.uint8)}
+    save_file(none, path, notes | {"shapes": f'{{"w": [0, {2**62}, 8, 8]}}'})
+    refused(path, "w is no Boolean array")
+    for shapes in (
+        "",
+        "[]",
+        "{}",
+        '{"v": [4]}',
+        '{"w": 4}',
+        '{"w": [-4]}',
+        '{"w": [4.0]}',
+        "[" * 9999,
+    ):
+        save_file(bits, path, notes | {"shapes": shapes})
+        refused(path, "its shapes are not those of its arrays")
     for data in (b"", b"\0", b"hello world, this is no tensor", struct.pack("<Q", 2) + b"[]"):
         path.write_bytes(data)
         refused(path)

@@ -3,6 +3,9 @@
 import fractions
 import itertools
 import math
+import os
+import subprocess
+import sys
 from dataclasses import astuple
 from functools import cache, partial
 
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import Compilations
 from small_models import apply_to_column
 
 import jaxprune as jp
@@ -516,10 +520,10 @@ KEYS = jax.random.wrap_key_data(np.zeros((2, 2), np.uint32), impl="threefry2x32"
         (lambda: prune({"w": W}, amount=0.5, structure=NM(2, 4, 0)), "N:M says itself"),
         (lambda: prune({"w": W}, "magnitud", 0.5), "did you mean 'magnitude'"),
         (lambda: prune({"w": W}, "random", 0.5), "needs a key"),
-        (lambda: prune({"w": W}, "random", 0.5, key=3), "key = 3: a key of jax.random"),
-        (lambda: prune({"w": W}, "random", 0.5, key="a"), "key = 'a': a key of jax.random"),
+        (lambda: prune({"w": W}, "random", 0.5, key=3), "key = 3: one key of jax.random"),
+        (lambda: prune({"w": W}, "random", 0.5, key="a"), "key = 'a': one key of jax.random"),
         (lambda: prune({"w": W}, "random", 0.5, key=W), r"key: float32 of shape \(2, 3\)"),
-        (lambda: random(KEYS, {"w": W}), r"key: key<fry> of shape \(2,\)"),
+        (lambda: random(KEYS, {"w": W}), r"key: threefry2x32 of shape \(2,\)"),
         (
             lambda: prune({"w": W}, "snip", 0.5),
             r"'snip': a function .* models\.snip\(loss, p, x, y\)",
@@ -555,3 +559,97 @@ def test_bad_arguments(call, said):
     with pytest.raises(ValueError, match=said) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_layers_of_many_shapes_share_programs(pytestconfig):
+    """Under a common length only the first is compiled, for magnitudes and for coins."""
+    (plugin,) = (p for p in pytestconfig.pluginmanager.get_plugins() if isinstance(p, Compilations))
+    rng = np.random.default_rng(0)
+    params = {f"w{i}": rng.normal(size=(i + 2, 3 * i + 1)).astype(np.float32) for i in range(20)}
+    key = jax.random.key(0)
+    methods = ("magnitude", "random")
+    for method in methods:
+        prune({"w": params["w9"]}, method, 0.5, key=key)
+    before = plugin.total
+    masks = {method: prune(params, method, 0.5, key=key) for method in methods}
+    assert plugin.total == before
+    for name, w in params.items():
+        kept = np.ones(w.size, bool)
+        kept[np.argsort(abs(w), axis=None)[: round(0.5 * w.size)]] = False
+        np.testing.assert_array_equal(np.ravel(masks["magnitude"][name]), kept)
+        assert np.count_nonzero(masks["random"][name]) == w.size - round(0.5 * w.size)
+
+
+def test_amounts_may_be_traced():
+    """Those of the same number outside; beyond [0, 1] the nearest there, and 0 for NaN."""
+    params = {"a": np.arange(21.0, dtype=np.float32).reshape(3, 7), "b": np.ones((5, 5))}
+    amounts = (lambda q: q, Global, lambda q: {"a": q, "b": 0.2})
+    compiled = jax.jit(lambda q: [prune(params, "magnitude", of(q)) for of in amounts])
+    for q, same in ((0.5, 0.5), (0.3, 0.3), (1.7, 1.0), (-1.0, 0.0), (np.nan, 0.0)):
+        for found, of in zip(compiled(np.float32(q)), amounts, strict=True):
+            assert found == prune(params, "magnitude", of(float(np.float32(same))))
+    with pytest.raises(ValueError, match=r"sparsity = .*: a finite number in"):
+        jax.jit(lambda q: prune(params, "magnitude", ErdosRenyi(q)))(0.5)
+    with pytest.raises(ValueError, match=r"amount = .*: one sparsity is needed, a float"):
+        jax.jit(lambda q: prune(params, "magnitude", q))(1)
+
+
+def test_what_is_known_is_pruned_while_other_things_are_traced():
+    params, key = {"w": np.arange(12.0, dtype=np.float32).reshape(3, 4)}, jax.random.key(0)
+    masks = prune(params, "random", 0.5, key=key)
+    inside = jax.jit(lambda x: prune(params, "random", 0.5, key=key).apply({"w": x}))
+    np.testing.assert_array_equal(inside(params["w"])["w"], masks.apply(params)["w"])
+
+
+def test_keys_are_those_of_threefry():
+    params = {"w": np.zeros((4, 5), np.float32)}
+    masks = prune(params, "random", 0.5, key=jax.random.key(3))
+    assert prune(params, "random", 0.5, key=np.array([0, 3], np.uint32)) == masks
+    with jax.default_prng_impl("rbg"):
+        assert prune(params, "random", 0.5, key=np.array([0, 3], np.uint32)) == masks
+    for impl, said in (("rbg", "key: rbg of shape"), ("unsafe_rbg", "key: unsafe_rbg of shape")):
+        with pytest.raises(ValueError, match=said):
+            prune(params, "random", 0.5, key=jax.random.key(3, impl=impl))
+    with pytest.raises(ValueError, match=r"key: uint32 of shape \(4,\); one key of jax.random.key"):
+        prune(params, "random", 0.5, key=jax.random.key_data(jax.random.key(3, impl="rbg")))
+
+
+SPREAD = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxprune.models import NM, Global, Neurons, prune
+
+rng = np.random.default_rng(0)
+host = {"a": rng.normal(size=(8, 6)).astype(np.float32), "b": rng.normal(size=(4, 8))}
+host["b"] = host["b"].astype(np.float32)
+first, second = jax.devices()[:2]
+apart = {"a": jax.device_put(host["a"], first), "b": jax.device_put(host["b"], second)}
+mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+sharded = {
+    name: jax.device_put(w, NamedSharding(mesh, PartitionSpec("x", None)))
+    for name, w in host.items()
+}
+cases = [(0.5, None), (Global(0.5), None), (None, NM(2, 4, 0)), (0.5, Neurons(0))]
+for params in (apart, sharded):
+    for amount, structure in cases:
+        for method in ("magnitude", "random"):
+            find = lambda p: prune(p, method, amount, structure=structure, key=jax.random.key(0))
+            masks = find(params)
+            assert masks == find(host)
+            pruned = masks.apply(params)
+            for name, w in masks.apply(host).items():
+                assert pruned[name].sharding == params[name].sharding
+                np.testing.assert_array_equal(pruned[name], w)
+            assert not masks.violations(pruned)
+"""
+
+
+@pytest.mark.ci
+def test_layers_on_several_devices():
+    """One on each, and each on all."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", SPREAD], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr

@@ -4,11 +4,17 @@ The raw bits of a trial depend on (seed, stream, purpose, layer, trial id) and o
 else: not on the block, the device, the order, or the number of trials.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import session, validation
 from jaxprune.types import Key
+
+IMPL = "threefry2x32"
+"""The only generator, whatever the session's default is."""
 
 STREAM_VERSION = 1
 """Changes whenever the same seed would give other bits."""
@@ -38,7 +44,26 @@ def root_key(seed: int) -> Key:
     session.check()
     if not jax.config.jax_threefry_partitionable:
         raise ValueError("jax_threefry_partitionable = False: the stream is defined with True")
-    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), STREAM_VERSION)
+    return jax.random.fold_in(jax.random.key(seed, impl=IMPL), STREAM_VERSION)
+
+
+def threefry(name: str, key: Any) -> Key:
+    """One key of Threefry, typed; from the two words of `jax.random.PRNGKey` as well.
+
+    Raises:
+      ValueError: no key, several, or one of another generator, whose bits are not defined here.
+    """
+    needed = "one key of jax.random.key(seed, impl='threefry2x32') is needed"
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(f"{name} = {validation.shown(key)}: {needed}")
+    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        impl = str(jax.random.key_impl(key))
+        if key.ndim == 0 and impl == IMPL:
+            return key
+        raise ValueError(f"{name}: {impl} of shape {key.shape}; {needed}")
+    if key.shape == (2,) and key.dtype == np.uint32:
+        return jax.random.wrap_key_data(key, impl=IMPL)
+    raise ValueError(f"{name}: {key.dtype} of shape {key.shape}; {needed}")
 
 
 def trial_key(root: Key, purpose: int, layer: int, trial: TrialId) -> Key:

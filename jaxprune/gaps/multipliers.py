@@ -42,6 +42,13 @@ def multiplier_bound(network: Network, params: Params, removed: Removed) -> jax.
       `()` float32, an upper bound in floating point; 0 exactly if all removed parts are 0, NaN or
       infinite if a weight is.
     """
+    # Part of the program of a caller that traces it; else one of its own for each network, not one
+    # for each operation.
+    traced = any(isinstance(w, jax.core.Tracer) for w in jax.tree.leaves((params, removed)))
+    return (_bound if traced else _compiled)(network, params, removed)
+
+
+def _bound(network, params, removed):
     pruned = [i for i, p in enumerate(removed) if p is not None]
     if not pruned:
         return jnp.float32(0.0)
@@ -59,6 +66,9 @@ def multiplier_bound(network: Network, params: Params, removed: Removed) -> jax.
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(weights.w)) for weights in layers]))
         bound = jnp.where(nothing, 0.0, bound)
         return jnp.where(finite, bound, jnp.nan).astype(jnp.float32)
+
+
+_compiled = jax.jit(_bound, static_argnums=0)
 
 
 class _Weights(NamedTuple):

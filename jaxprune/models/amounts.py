@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from jaxprune import validation
 from jaxprune.models.paths import check_name, matching
+from jaxprune.models.precision import is_floating
 from jaxprune.pruning import Amount, Fraction
 
 Shape = tuple[int, ...]
@@ -16,12 +20,16 @@ MOST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Global:
-    """The nearest whole number to `q D` of the D units of all chosen layers, by one threshold."""
+    """The nearest whole number to `q D` of the D units of all chosen layers, by one threshold.
+
+    q may be traced, see `groups`.
+    """
 
     q: float
 
     def __post_init__(self):
-        object.__setattr__(self, "q", _sparsity(self.q))
+        if not isinstance(self.q, jax.core.Tracer):
+            object.__setattr__(self, "q", _sparsity(self.q))
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class ErdosRenyi:
         return [shape[place] for place in places]
 
 
-LayerAmount = float | Amount | Global | ErdosRenyi | Mapping[str, float | Amount]
+LayerAmount = float | jax.Array | Amount | Global | ErdosRenyi | Mapping[str, float | Amount]
 """A sparsity, an amount for every layer, one for all together, or one for each name or pattern."""
 
 
@@ -106,12 +114,12 @@ class Group(NamedTuple):
 
     Attributes:
       paths: their names.
-      removed: how many units of them are removed.
+      removed: how many units of them are removed; a traced int32 if the amount is traced.
       units: how many they have.
     """
 
     paths: tuple[str, ...]
-    removed: int
+    removed: int | jax.Array
     units: int
 
 
@@ -121,7 +129,8 @@ def groups(
     """Who shares a threshold, and how much goes.
 
     Args:
-      amount: how much.
+      amount: how much. Of a sparsity that is traced, by itself, in a dictionary or in `Global`, the
+        count is that of its value; one that is not in [0, 1] is moved there, NaN to 0.
       shapes: of the chosen layers' arrays, by name.
       units: what each has of what is removed together.
 
@@ -131,14 +140,13 @@ def groups(
     """
     if isinstance(amount, Global):
         total = sum(units.values())
-        plan = [Group(tuple(units), round(amount.q * total), total)]
+        plan = [Group(tuple(units), _count(amount.q, total), total)]
     elif isinstance(amount, ErdosRenyi):
         removed = amount.removed(shapes, units)
         plan = [Group((path,), removed[path], size) for path, size in units.items()]
     else:
         of = _each(amount, units) if isinstance(amount, Mapping) else dict.fromkeys(units, amount)
-        count = {path: _amount(of[path]).count(size) for path, size in units.items()}
-        plan = [Group((path,), count[path], size) for path, size in units.items()]
+        plan = [Group((path,), _count(of[path], size), size) for path, size in units.items()]
     for group in plan:
         if group.units > MOST:
             raise ValueError(f"{group.units} weights under one threshold: at most {MOST} fit")
@@ -148,6 +156,17 @@ def groups(
 def _sparsity(q):
     """As a float of Python: narrower ones lose whole weights in products, or overflow."""
     return validation.real("sparsity", q, 0.0, 1.0, open=False)
+
+
+def _count(amount, size):
+    """How many of so many units go."""
+    if not isinstance(amount, jax.core.Tracer):
+        return _amount(amount).count(size)
+    if amount.ndim or not is_floating(amount):
+        raise ValueError(f"amount = {amount!r}: one sparsity is needed, a float")
+    with jax.enable_x64(True):  # what Python's floats are
+        q = jnp.clip(jnp.nan_to_num(amount.astype(jnp.float64)), 0.0, 1.0)
+        return jnp.round(q * size).astype(jnp.int32)
 
 
 def _amount(amount):

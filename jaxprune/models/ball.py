@@ -109,13 +109,10 @@ def _rest(read, removed):
     return read._replace(weights=weights, offsets=offsets)
 
 
-_upper = jax.jit(multiplier_bound, static_argnums=0)
-
-
 def _without(read, removed, domain, key):
     stack = read.network, read.weights, tuple(p for p, _ in removed)
     found, x = _climbed(*stack, domain=domain, key=key)
-    return Gap(float(_lower(*stack, x, found)), float(_upper(*stack)))
+    return Gap(float(_lower(*stack, x, found)), float(multiplier_bound(*stack)))
 
 
 def _with_biases(read, removed, domain, key):
@@ -125,7 +122,8 @@ def _with_biases(read, removed, domain, key):
         raise ValueError(f"stack = {activation}: biases need {needed}")
     pixels = _pixels(read.network.layers[0])
     uppers = [
-        _radius(t, pixels) * float(_upper(*_lifted(read, removed, t))) for t in _exact_scales(read)
+        _radius(t, pixels) * float(multiplier_bound(*_lifted(read, removed, t)))
+        for t in _exact_scales(read)
     ]
     finite = [upper for upper in uppers if math.isfinite(upper)]
     stack = _lifted(read, removed, 1.0)

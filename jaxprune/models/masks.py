@@ -1,6 +1,7 @@
 """Masks of one model: which weights are kept."""
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,11 +13,15 @@ import numpy as np
 
 from jaxprune import validation
 from jaxprune.files import whole
-from jaxprune.models.paths import arrays, check_name, put
+from jaxprune.models.model import params_of
+from jaxprune.models.paths import arrays, check_name, leaf_names, put
 from jaxprune.models.summary import Summary, summarise
 
 FORMAT = {"jaxprune": "masks"}
 """What marks a file of ours."""
+
+SHAPES = "shapes"
+"""Which note has the shapes of masks kept in bits; without it they are Boolean arrays."""
 
 NOTES = "__metadata__"
 """Where a safetensors file has it, among the names of its arrays."""
@@ -43,6 +48,7 @@ class Masks(Mapping):
         # In one order, so that equal masks are equal pytrees wherever they come from.
         self._masks = dict(sorted(masks.items()))
         for name, mask in self._masks.items():
+            validation.unmasked(f"mask of {name}", mask)
             if getattr(mask, "dtype", None) != np.dtype(bool):
                 raise ValueError(f"mask of {name}: a Boolean array is needed")
 
@@ -113,8 +119,49 @@ class Masks(Mapping):
             both[name] = self[name] & other[name]
         return Masks(both)
 
+    def tree(self, params: Any) -> Any:
+        """Masks in the structure of the parameters, for `jax.tree.map` and optimizers.
+
+        Args:
+          params: a pytree of parameters, or what `Model.of` takes.
+
+        Returns:
+          The parameters' tree with a Boolean array of its shape for every array, all True without
+          a mask, and True for leaves that are no arrays. `optax.masked` takes one truth value for
+          each array: `jax.tree.map(lambda kept: not kept.all(), masks.tree(params))` says which
+          have weights removed.
+
+        Raises:
+          ValueError: a mask that does not fit.
+        """
+        self.check(params)
+        params = params_of(params)
+        # A view of one number, of whatever shape.
+        whole = {name: np.broadcast_to(np.True_, x.shape) for name, x in arrays(params).items()}
+        return put(params, dict.fromkeys(leaf_names(params), np.True_) | whole | dict(self))
+
+    def violations(self, params: Any) -> dict[str, int]:
+        """How many removed weights are not zero, by array; empty for a model that obeys its masks.
+
+        Args:
+          params: a model or its parameters, such as a checkpoint of a pruned model trained further.
+
+        Returns:
+          Name to count, of arrays that have any; NaN is not zero.
+
+        Raises:
+          ValueError: a mask that does not fit.
+        """
+        self.check(params)
+        found = arrays(params)
+        left = {name: _left(found[name], mask) for name, mask in self.items()}
+        return {name: count for name, count in left.items() if count}
+
     def summary(self, params: Any, pruned: Any = None) -> Summary:
         """What is kept of every array, and proof that all others are untouched.
+
+        Beside it stands how many zeros the model has as it is given: none to speak of before it is
+        pruned, as many as the masks remove after; see `violations`.
 
         Args:
           params: the model that was pruned.
@@ -128,7 +175,7 @@ class Masks(Mapping):
         return summarise(self, params, self.apply(params) if pruned is None else pruned)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file of Boolean arrays, at once or not at all.
+        """Writes a safetensors file, a bit for each weight, at once or not at all.
 
         Raises:
           ValueError: an array is called as the format calls its own notes.
@@ -138,10 +185,10 @@ class Masks(Mapping):
 
         if NOTES in self:
             raise ValueError(f"mask = {NOTES!r}: a safetensors file can have no array of this name")
-        # Not `ascontiguousarray`, which gives a scalar an axis.
-        masks = {name: np.array(mask, order="C") for name, mask in self.items()}
+        bits = {name: np.packbits(np.asarray(mask)) for name, mask in self.items()}
+        shapes = json.dumps({name: mask.shape for name, mask in self.items()})
         with whole(Path(path)) as file:
-            file.write(save(masks, FORMAT))
+            file.write(save(bits, {**FORMAT, SHAPES: shapes}))
 
     @classmethod
     def load(cls, path: str | Path, params: Any = None) -> "Masks":
@@ -172,13 +219,50 @@ def _read(path):
     except Exception as error:  # the library has failures of its own, KeyError among them
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: no safetensors file, or a damaged one: {reason}") from None
-    if not FORMAT.items() <= header.get(NOTES, {}).items():
+    notes = header.get(NOTES, {})
+    if not FORMAT.items() <= notes.items():
         raise ValueError(f"{path}: a safetensors file, but not of masks")
+    if SHAPES in notes:
+        shapes = _shapes(path, notes[SHAPES], tensors)
+        return {name: _unpacked(path, name, x, shapes[name]) for name, x in tensors.items()}
     for name, x in tensors.items():
         # NumPy takes any byte for a Boolean, and computes nonsense with those above 1.
         if x.dtype != bool or (x.reshape(-1).view(np.uint8) > 1).any():
             raise ValueError(f"{path}: {name} is no Boolean array")
     return tensors
+
+
+def _shapes(path, text, tensors):
+    """The shapes of the masks, none of which has more weights than memory has bits."""
+    is_side = lambda side: type(side) is int and 0 <= side < 2**63
+    try:
+        shapes = json.loads(text)
+        ok = shapes.keys() == tensors.keys() and all(
+            type(shape) is list and len(shape) <= 32 and all(map(is_side, shape))
+            for shape in shapes.values()
+        )
+    except Exception:  # whatever else it is
+        ok = False
+    if not ok:
+        raise ValueError(f"{path}: a damaged file of masks: its shapes are not those of its arrays")
+    return shapes
+
+
+def _unpacked(path, name, bits, shape):
+    size = math.prod(shape)
+    try:
+        if bits.dtype == np.uint8 and bits.shape == (-(-size // 8),):
+            kept = np.unpackbits(bits)
+            if not kept[size:].any():
+                return kept[:size].astype(bool).reshape(shape)
+    except ValueError:  # more in one axis than NumPy counts, none in another
+        pass
+    raise ValueError(f"{path}: {name} is no Boolean array of shape {tuple(shape)}")
+
+
+def _left(x, mask):
+    """How many removed weights are not zero."""
+    return int(np.count_nonzero(np.asarray(x)[~np.asarray(mask)]))
 
 
 def _zeroed(name, x, mask):

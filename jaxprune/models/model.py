@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 
@@ -20,7 +22,7 @@ class Model:
     Attributes:
       apply: `(params, (n, ...)) -> (n, ...)`, a pure function of JAX, as in evaluation: each output
         depends on its own input alone.
-      params: a pytree of arrays, named as those of the module.
+      params: a pytree, whose arrays are named as those of the module.
     """
 
     apply: Apply
@@ -39,22 +41,72 @@ class Model:
         """
         nnx, eqx = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
         if isinstance(model, Model):
-            return model
+            return _of_arrays(model.params, model.apply)
         if nnx and isinstance(model, nnx.Module):
             _refuse_training(nnx, model)
             graph, params = nnx.split(model)
             return Model(lambda params, x: nnx.merge(graph, params)(x), params)
         if eqx and isinstance(model, eqx.Module) and callable(model):
             _refuse_noise(model)
-            params, rest = eqx.partition(model, eqx.is_array)
-            return Model(lambda params, x: jax.vmap(eqx.combine(params, rest))(x), params)
+            return _of_arrays(model, lambda model, x: jax.vmap(model)(x))
         if is_pair(model):
             _refuse_linen(model[1])
-            return Model(model[1], model[0])
+            return _of_arrays(*model)
         raise ValueError(
             f"model of type {type(model).__name__}: a Flax NNX module, an Equinox module that can "
             "be called, or a pair (params, apply) is needed"
         )
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array of numbers, truth values or keys; texts and objects are not."""
+    if isinstance(leaf, jax.Array):
+        return True
+    return isinstance(leaf, np.ndarray) and (
+        leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.number)
+    )
+
+
+@jax.tree_util.register_static
+class _Fixed:
+    """A leaf that is no array, as part of the tree's structure: JAX traces arrays alone."""
+
+    def __init__(self, leaf):
+        self.leaf = leaf
+
+    def __eq__(self, other):
+        if not isinstance(other, _Fixed) or type(self.leaf) is not type(other.leaf):
+            return False
+        try:
+            return self.leaf is other.leaf or bool(self.leaf == other.leaf)
+        except (TypeError, ValueError):  # objects without a truth value, such as arrays of text
+            return False
+
+    def __hash__(self):
+        return hash(type(self.leaf))
+
+
+def arrays_alone(params: Any) -> Any:
+    """The tree with every leaf that is no array as part of its structure."""
+    return jax.tree.map(lambda leaf: leaf if is_array(leaf) else _Fixed(leaf), params)
+
+
+def alike(params: Any, others: Any) -> bool:
+    """Whether two trees have leaves in the same places, be they arrays or not."""
+    places = lambda tree: jax.tree.structure(tree, is_leaf=_is_fixed)
+    return places(params) == places(others)
+
+
+def _is_fixed(node):
+    return isinstance(node, _Fixed)
+
+
+def _of_arrays(params, apply):
+    if all(map(is_array, jax.tree.leaves(params))):
+        return Model(apply, params)
+    given = lambda leaf: leaf.leaf if _is_fixed(leaf) else leaf
+    whole = lambda params: jax.tree.map(given, params, is_leaf=_is_fixed)
+    return Model(lambda params, x: apply(whole(params), x), arrays_alone(params))
 
 
 def is_pair(model: Any) -> bool:

@@ -14,7 +14,7 @@ from jaxprune import validation
 from jaxprune.engine import Tally, Trial, keys
 from jaxprune.models.known import Known
 from jaxprune.models.masks import Masks
-from jaxprune.models.model import Model, is_model
+from jaxprune.models.model import Model, alike, arrays_alone, is_model
 from jaxprune.models.paths import arrays, floating
 from jaxprune.models.precision import is_floating, narrowest, widened
 from jaxprune.statistics import (
@@ -32,13 +32,14 @@ BATCH = 256
 TWINS = 64
 """Inputs at which distances are computed in float64 as well."""
 
-BAND = 20.0
-"""A distance this many times its rounding error from epsilon, or less, counts neither way."""
-
 
 @dataclass(frozen=True, eq=False)
 class Moves:
     """Distances `||F(x) - f(x)||` of a model and its pruned copy at n inputs.
+
+    F(x) and f(x) are the outputs as the compiled models compute them, in their own floats. All that
+    is counted and decided is about these. How far they are from those of exact arithmetic is
+    another question, to which `float64_error` is a hint.
 
     What is said of probabilities is about further inputs, if these n were drawn independently from
     the same source, and the masks were chosen without them.
@@ -47,12 +48,12 @@ class Moves:
       distances: `(n,)` float64, Euclidean over all outputs of an input.
       sizes: `(n,)` float64, of `||F(x)||`.
       width: how many outputs an input has.
-      error: the largest error of a distance against float64, over `||F|| + ||F - f||`, at up to 64
-        inputs. NaN if the model computes anything in a type of its own whatever its parameters
-        have, such as a layer in bfloat16; then nothing is decided.
-        `dataclasses.replace(moves, error=0.0)` takes its outputs as they are.
-      changed: how many finite inputs have another largest output (class) than before, as computed;
-        None unless an output is a vector of at least two.
+      floats: the narrowest floats that either model computes in, such as "float32".
+      float64_error: the largest difference of a distance from that of the same models computed in
+        float64, at up to 64 inputs; NaN if they cannot be.
+      float64_note: why they cannot; empty if they can.
+      changed: how many finite inputs have another class than before; None unless classes were
+        asked for.
       correct, pruned_correct: how many labelled inputs were, and are, classified correctly; None
         without labels.
     """
@@ -60,7 +61,9 @@ class Moves:
     distances: np.ndarray = field(repr=False)
     sizes: np.ndarray = field(repr=False)
     width: int
-    error: float
+    floats: str
+    float64_error: float = math.nan
+    float64_note: str = "not asked for"
     changed: int | None = None
     correct: int | None = None
     pruned_correct: int | None = None
@@ -82,18 +85,24 @@ class Moves:
 
     @property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """`(n,)` lower and upper ends: 20 times the rounding error on either side of a distance.
+        """`(n,)` lower and upper ends of the distances, which float64 rounds.
 
-        0 and infinity where an output is not finite, or the error unknown.
+        Apart by `(width + 16) 2^-53` of a distance, equal where outputs are; 0 and infinity where
+        an output is not finite.
         """
-        with np.errstate(invalid="ignore"):
-            band = BAND * self.error * (self.sizes + self.distances)
-            low, high = np.maximum(self.distances - band, 0.0), self.distances + band
-        told = self.finite & np.isfinite(band)
-        return np.where(told, low, 0.0), np.where(told, high, np.inf)
+        # Relative to the sum of `width` squares: an error of 1 in 2^53 of each difference, square
+        # and addition; half of that for the root. The rest is room for what comes after.
+        slack = (0.5 * self.width + 8.0) * 2.0**-53
+        with np.errstate(invalid="ignore", over="ignore"):
+            low = np.nextafter(self.distances * (1.0 - slack), 0.0)
+            high = np.nextafter(self.distances * (1.0 + slack), np.inf)
+        high = np.where(self.distances == 0.0, 0.0, high)
+        return np.where(self.finite, low, 0.0), np.where(self.finite, high, np.inf)
 
     def counts(self, eps: float) -> Counts:
-        """Inputs that move at most eps, too near to eps to tell, further, and not finite."""
+        """Inputs that move at most eps, so near to eps that float64 does not tell, further, and not
+        finite.
+        """
         eps = validation.real("eps", eps, 0.0, np.inf)
         low, high = self.ends
         finite = int(self.finite.sum())
@@ -133,10 +142,10 @@ class Moves:
         An input whose outputs are not finite counts against either limit.
 
         Raises:
-          ValueError: an output is no vector of at least two.
+          ValueError: classes were not asked for.
         """
         if self.changed is None:
-            raise ValueError("changed = None: the model's outputs are no classes")
+            raise ValueError("changed = None: moves(..., classes=True) or labels are needed")
         half = 0.5 * (1.0 - validation.real("confidence", confidence, 0.0, 1.0))
         most = self.changed + self.n - int(self.finite.sum())
         low, high = lower_limit(self.changed, self.n, half), upper_limit(most, self.n, half)
@@ -146,12 +155,20 @@ class Moves:
         low, high = _outward(*self.quantile(0.05))
         _, largest = _outward(0, self.largest)
         lines = [
-            f"{self.n} inputs: distance {np.mean(self.distances):.4g} in the mean, "
-            f"{largest} at most; outputs {np.mean(self.sizes):.4g} in the mean",
-            f"95 % of all inputs move at most q, q in [{low}, {high}] (99 % confidence)",
+            f"{self.n} inputs, outputs as computed in {self.floats}: distance "
+            f"{np.mean(self.distances):.4g} in the mean, {largest} at most; outputs "
+            f"{np.mean(self.sizes):.4g} in the mean",
+            f"95 % of all inputs move at most q, q in [{low}, {high}] (99 % confidence)"
+            + (f": {self._open()}" if high == "inf" else ""),
         ]
         if not self.finite.all():
             lines.append(f"{self.n - self.finite.sum()} of {self.n} inputs give no finite distance")
+        if self.float64_note:
+            lines.append(f"not compared with float64: {self.float64_note}")
+        else:
+            most = _outward(0, self.float64_error, digits=1)[1]
+            few = min(self.n, TWINS)
+            lines.append(f"in float64 the distances of {few} inputs differ by at most {most}")
         if self.changed is not None:
             low, high = _outward(*self.changed_share(), unit=100)
             share = f"{low} % to {high} % of all inputs (99 % confidence)"
@@ -160,21 +177,40 @@ class Moves:
             lines.append(f"{self.correct} were correct, {self.pruned_correct} are now")
         return "\n".join(lines)
 
+    def _open(self):
+        """Why the upper limit of the 95 % quantile is infinite."""
+        alone = replace(self, distances=np.zeros(self.n), sizes=np.zeros(self.n))
+        if math.isinf(alone.quantile(0.05)[1]):
+            return f"{self.n} inputs are too few"
+        return "too many are not finite"
 
-def _outward(low, high, unit=1):
-    """Limits to four digits, the lower one rounded down, the upper one up."""
+
+def _outward(low, high, unit=1, digits=4):
+    """Limits to some digits, the lower one rounded down, the upper one up."""
 
     def text(x, rounding):
         exact = Decimal(float(x)) * unit
-        return f"{float(Context(4, rounding).plus(exact)):.4g}"
+        return f"{float(Context(digits, rounding).plus(exact)):.{digits}g}"
 
     return text(low, ROUND_FLOOR), text(high, ROUND_CEILING)
 
 
 def moves(
-    model: Any, pruned: Any, x: np.ndarray, labels: np.ndarray | None = None, *, batch: int = BATCH
+    model: Any,
+    pruned: Any,
+    x: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    classes: bool = False,
+    batch: int = BATCH,
+    progress: Callable[[int], None] | None = None,
 ) -> Moves:
     """Compares a model with its pruned copy at given inputs.
+
+    Both are compiled as they are, with products in full precision, and their outputs subtracted in
+    float64. Where the models can be computed in float64, up to 64 distances are, and
+    `Moves.float64_error` says how far they differ; whatever goes wrong there is noted in
+    `Moves.float64_note` and changes nothing else.
 
     Args:
       model: what `Model.of` takes: a Flax NNX or Equinox module, or `(params, apply)`; or what
@@ -184,14 +220,19 @@ def moves(
         parameters of this one, of the same names, shapes and types, as `iterative` gives.
       x: `(n, ...)` inputs, each as the model takes it.
       labels: `(n,)` whole numbers, the classes, from 0; None for none.
+      classes: whether outputs are classes, as they are with labels: of several outputs the index of
+        the largest; of one, a logit, 1 if it is above 0 and 0 if not.
       batch: inputs at once.
+      progress: called after each batch with the number of inputs whose distances are known.
 
     Raises:
       ValueError: no inputs, inputs that the model does not take, integers that JAX's type does not
         hold, labels that do not fit, masks or parameters of another model, or a model whose output
         is no array with one entry for each input.
     """
-    return _against(_target(model, x, labels, batch), pruned)
+    target = _target(model, x, labels, classes, batch)
+    moved, other = _against(target, pruned, progress)
+    return _beside_float64(moved, target, other)
 
 
 def simulate_masks(
@@ -222,10 +263,9 @@ def simulate_masks(
       progress: called after each trial with the number done.
 
     Returns:
-      As `simulate`: P is over masks, model and inputs being fixed. A gap's bracket is 20 times
-      the rounding error of its distances on either side. A trial of which an input's outputs are
-      not finite, or whose error is unknown (`Moves.error`), counts as not finite: a success
-      for no eps.
+      As `simulate`: P is over masks, model and inputs being fixed. Gaps are those of outputs as
+      computed, see `Moves`; a bracket is as wide as float32 rounds them. A trial of which an
+      input's outputs are not finite counts as not finite: a success for no eps.
 
     Raises:
       ValueError: as `moves`, or a number out of range.
@@ -234,12 +274,13 @@ def simulate_masks(
         raise ValueError(f"eps = {eps!r}: a list of at least one number is needed")
     eps = tuple(validation.real("eps", e, 0.0, np.inf) for e in eps)
     trials = validation.integer("trials", trials, 1)
-    root, target = keys.root_key(seed), _target(model, x, labels, batch)
+    root, target = keys.root_key(seed), _target(model, x, labels, False, batch)
     labelled = 0 if labels is None else len(target.x)
     tally = Tally(eps, labelled=labelled)
     for i in range(trials):
         masks = draw(keys.trial_key(root, keys.MASK, 0, (np.uint32(0), np.uint32(i))))
-        tally += Tally.of(eps, [i], _trial(_against(target, masks)), labelled)
+        moved, _ = _against(target, masks)
+        tally += Tally.of(eps, [i], _trial(moved), labelled)
         if progress:
             progress(i + 1)
     return tally
@@ -255,8 +296,8 @@ class _Target(NamedTuple):
       labels: `(n,)` or None.
       batch: inputs at once.
       outputs: `(n, ...)`, in the model's own type.
-      twins: which inputs are computed in float64 as well.
-      exact: their outputs, None if the model computes anything in narrower floats.
+      floats: the narrowest that it computes in.
+      classes: `(n,)`, of the outputs; None if they were not asked for.
     """
 
     model: Model
@@ -265,18 +306,19 @@ class _Target(NamedTuple):
     labels: np.ndarray | None
     batch: int
     outputs: np.ndarray
-    twins: np.ndarray
-    exact: np.ndarray | None
+    floats: np.dtype
+    classes: np.ndarray | None
 
 
-def _target(model, x, labels, batch):
+def _target(model, x, labels, classes, batch):
     model, x = _model(model), _numbers(x)
     batch = validation.integer("batch", batch, 1)
     if x.ndim < 1 or not len(x):
         raise ValueError(f"x of shape {x.shape}: (n, ...) with at least one input is needed")
     if labels is not None:
-        labels = np.asarray(labels)
-        if labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
+        labels = validation.array("labels", labels)
+        whole = np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool
+        if labels.shape != (len(x),) or not whole:
             kind = f"{labels.dtype} of shape {labels.shape}"
             raise ValueError(f"labels: {kind}; a whole number for each of {len(x)} is needed")
     for tree in (model.params, {"x": x}):
@@ -287,17 +329,15 @@ def _target(model, x, labels, batch):
         raise ValueError(f"x: {given.dtype} with numbers that {x.dtype}, JAX's, does not have")
     _check_runs("model", model, x, batch)
     run = jax.jit(model.apply)
-    twins = np.unique(np.linspace(0, len(x) - 1, TWINS).astype(int))
     outputs = _outputs(run, model.params, x, batch)
-    if labels is not None and not _has_classes(outputs):
-        raise ValueError(f"labels: outputs of shape {outputs.shape[1:]} are no classes")
-    if labels is not None and not 0 <= labels.min() <= labels.max() < outputs.shape[1]:
+    found = None
+    if classes or labels is not None:
+        found, most = _classes("classes" if labels is None else "labels", outputs)
+    if labels is not None and not 0 <= labels.min() <= labels.max() <= most:
         span = f"{labels.min()} to {labels.max()}"
-        raise ValueError(f"labels: {span}; classes from 0 to {outputs.shape[1] - 1} are needed")
-    exact = None
-    if not _narrows(model, x[twins]):
-        exact = _in_float64(run, model.params, x[twins], batch)
-    return _Target(model, run, x, labels, batch, outputs, twins, exact)
+        raise ValueError(f"labels: {span}; classes from 0 to {most} are needed")
+    floats = _floats(model, x[:batch], outputs)
+    return _Target(model, run, x, labels, batch, outputs, floats, found)
 
 
 def _model(model):
@@ -306,10 +346,7 @@ def _model(model):
 
 
 def _numbers(x):
-    try:
-        x = np.asarray(x)
-    except ValueError:
-        raise ValueError("x: an array (n, ...) of numbers is needed") from None
+    x = validation.array("x", x)
     if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool):
         raise ValueError(f"x: {x.dtype} of shape {x.shape}; numbers are needed")
     return x
@@ -320,11 +357,9 @@ def _check_runs(name, model, x, batch):
     try:
         jax.eval_shape(model.apply, model.params, x[:batch])
     except Exception as error:  # whatever the model's library raises
-        said = " ".join(str(error).split())
-        said = said if len(said) <= 160 else said[:157] + "..."
         needed = "(n, ...) as the model takes them is needed"
         raise ValueError(
-            f"x: {x.dtype} of shape {x.shape}; {needed}, {name} said {type(error).__name__}: {said}"
+            f"x: {x.dtype} of shape {x.shape}; {needed}, {name} said {validation.said(error)}"
         ) from error
 
 
@@ -338,56 +373,87 @@ def _other(target, pruned):
         _check_runs("pruned", other, target.x, target.batch)
         return other
     described = lambda tree: {name: (x.shape, x.dtype) for name, x in arrays(tree).items()}
-    alike = jax.tree.structure(pruned) == jax.tree.structure(model.params)
-    if not alike or described(pruned) != described(model.params):
+    params = arrays_alone(pruned)
+    if not alike(params, model.params) or described(params) != described(model.params):
         needed = "the Masks that prune gives, a model, or parameters like the model's own"
         raise ValueError(f"pruned = {validation.shown(pruned)}: {needed} are needed")
-    return Model(model.apply, pruned)
+    return Model(model.apply, params)
 
 
-def _against(target, pruned):
+def _against(target, pruned, progress=None):
+    """The distances, and the pruned model."""
     other = _other(target, pruned)
     run = target.run if other.apply is target.model.apply else jax.jit(other.apply)
-    before, after = target.outputs, _outputs(run, other.params, target.x, target.batch)
+    before, after = target.outputs, _outputs(run, other.params, target.x, target.batch, progress)
     if after.shape != before.shape:
         raise ValueError(
             f"pruned: outputs of shape {after.shape[1:]}; {before.shape[1:]} is needed"
         )
-    distances, sizes = _distances(before, after), _distances(before, 0.0)
-    known = target.exact is not None
-    if known and run is not target.run:
-        known = not _narrows(other, target.x[target.twins])
-    error = math.nan
-    if known:
-        twin = _in_float64(run, other.params, target.x[target.twins], target.batch)
-        unit = max(float(jnp.finfo(y.dtype).eps) for y in (before, after))
-        error = _error(target, twin, distances, sizes, 0.5 * unit)
-    moved = Moves(distances, sizes, math.prod(before.shape[1:]), error)
-    if not _has_classes(before):
-        return moved
-    classes, classes_after = before.argmax(1), after.argmax(1)
+    floats = target.floats
+    if run is not target.run:
+        floats = min(floats, _floats(other, target.x[: target.batch], after), key=_bytes)
+    width = math.prod(before.shape[1:])
+    moved = Moves(_distances(before, after), _distances(before, 0.0), width, floats.name)
+    if target.classes is None:
+        return moved, other
+    classes, classes_after = target.classes, _classes("pruned", after)[0]
     moved = replace(moved, changed=int((moved.finite & (classes != classes_after)).sum()))
     if target.labels is None:
-        return moved
-    right = lambda y, of: int((np.isfinite(y).all(1) & (of == target.labels)).sum())
-    return replace(
+        return moved, other
+    right = lambda y, of: int((_all_finite(y) & (of == target.labels)).sum())
+    moved = replace(
         moved, correct=right(before, classes), pruned_correct=right(after, classes_after)
     )
+    return moved, other
+
+
+def _beside_float64(moved, target, other):
+    """What `Moves` says of float64."""
+    few = np.unique(np.linspace(0, moved.n - 1, TWINS).astype(int))
+    found = moved.distances[few]
+    try:
+        x, batch = target.x[few], target.batch
+        before, after = (_in_float64(m, x, batch) for m in (target.model, other))
+        errors = abs(_distances(before, after) - found)[moved.finite[few]]
+    except _NoTwin as reason:
+        return replace(moved, float64_note=str(reason))
+    except Exception as error:  # other people's code, in floats that it was not written for
+        return replace(moved, float64_note=f"there the model says {validation.said(error)}")
+    if not np.isfinite(errors).all():
+        return replace(moved, float64_note="there its outputs are not finite, or of other shapes")
+    return replace(moved, float64_error=float(np.max(errors, initial=0.0)), float64_note="")
+
+
+class _NoTwin(Exception):
+    """Why a model has no counterpart in float64."""
+
+
+def _in_float64(model, x, batch):
+    with jax.enable_x64(True):
+        wide = widened((model.params, x))
+        kind = narrowest(model.apply, *wide)
+        if kind is not None and kind.itemsize < 8:
+            raise _NoTwin(f"the model computes in {kind} whatever its parameters are in")
+        return _outputs(jax.jit(model.apply), *wide, batch)
 
 
 def _trial(moved):
-    """The gap over the inputs as the engine's trial."""
-    low, high = moved.ends
+    """The gap over the inputs as the engine's trial, whose ends are float32, rounded outward."""
+    low, high = (end.max() for end in moved.ends)
     with np.errstate(all="ignore"):
         ratios = np.where(moved.distances > 0, moved.distances / moved.sizes, 0.0)
         rms = np.sqrt(np.mean(moved.distances**2) / moved.width)
-        numbers = [low.max(), high.max(), moved.largest, rms, np.mean(moved.distances)]
+        numbers = [low, high, moved.largest, rms, np.mean(moved.distances)]
         numbers = np.array([*numbers, ratios.max()], np.float32)[:, None]
+        if numbers[0] > low:
+            numbers[0] = np.nextafter(numbers[0], np.float32(0))
+        if numbers[1] < high:
+            numbers[1] = np.nextafter(numbers[1], np.float32(np.inf))
     correct = np.array([moved.correct or 0, moved.pruned_correct or 0], np.int32)[:, None]
     return Trial(np.isfinite(numbers[:-1]).all(0), *numbers, *correct)
 
 
-def _outputs(run, params, x, batch):
+def _outputs(run, params, x, batch, progress=None):
     """`(n, ...)`, with products in full precision on every device."""
     parts = []
     with jax.default_matmul_precision("highest"):
@@ -400,37 +466,39 @@ def _outputs(run, params, x, batch):
                 needed = "one array of floats with an entry for each is needed"
                 raise ValueError(f"model: gives {got} for {given}; {needed}")
             parts.append(np.asarray(y))
+            if progress:
+                progress(start + len(part))
     return np.concatenate(parts)
 
 
-def _narrows(model, x):
-    """Whether the model computes in floats of its own where it is given float64."""
-    with jax.enable_x64(True):
-        kind = narrowest(model.apply, *widened((model.params, x)))
-    return kind is not None and kind.itemsize < 8
+def _floats(model, x, outputs):
+    """The narrowest floats that the model computes in."""
+    kind = narrowest(model.apply, model.params, x)
+    return outputs.dtype if kind is None else min(outputs.dtype, kind, key=_bytes)
 
 
-def _in_float64(run, params, x, batch):
-    with jax.enable_x64(True):
-        return _outputs(run, *widened((params, x)), batch)
+def _bytes(kind):
+    return kind.itemsize
 
 
-def _error(target, twin, distances, sizes, least):
-    """See `Moves.error`; at least half a unit in the last place of the outputs' type."""
-    found, scale = distances[target.twins], (distances + sizes)[target.twins]
-    known = np.isfinite(scale)
-    wrong = np.abs(_distances(target.exact, twin) - found)[known]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        errors = np.where(wrong == 0, 0.0, wrong / scale[known])
-    return float(np.max(errors, initial=least))
+def _classes(name, outputs):
+    """`(n,)` classes, and the last one there is."""
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
+        return outputs.argmax(1), outputs.shape[1] - 1
+    if outputs.shape[1:] in ((), (1,)):
+        return (outputs.reshape(-1) > 0).astype(int), 1
+    raise ValueError(f"{name}: outputs of shape {outputs.shape[1:]} are no classes")
 
 
-def _has_classes(outputs):
-    return outputs.ndim == 2 and outputs.shape[1] > 1
+def _all_finite(outputs):
+    return np.isfinite(outputs.reshape(len(outputs), -1)).all(1)
 
 
 def _distances(y, other):
-    """`(n,)` Euclidean, in float64."""
-    with np.errstate(invalid="ignore"):
+    """`(n,)` Euclidean, in float64; see `Moves.ends` for its rounding."""
+    with np.errstate(invalid="ignore", over="ignore"):
         d = np.asarray(y, np.float64) - np.asarray(other, np.float64)
-        return np.linalg.norm(d.reshape(len(d), -1), axis=1)
+        d = d.reshape(len(d), -1)
+        # Powers of two are exact, and no square that matters over- or underflows.
+        _, power = np.frexp(np.max(abs(d), axis=1, initial=0.0))
+        return np.ldexp(np.linalg.norm(np.ldexp(d, -power[:, None]), axis=1), power)

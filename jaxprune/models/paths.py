@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.models.model import Model, is_pair
+from jaxprune import validation
+from jaxprune.models.model import Model, is_array, is_pair
 from jaxprune.models.precision import is_floating
 
 Arrays = dict[str, jax.Array | np.ndarray]
@@ -112,6 +113,11 @@ def _classes(node: Any, owner: str = "") -> list[str]:
     return [name for child in children for name in _classes(child, owner)]
 
 
+def leaf_names(params: Any) -> list[str]:
+    """The names of all leaves, arrays or not."""
+    return _named(params)[0]
+
+
 def arrays(params: Any) -> Arrays:
     """All arrays of a pytree; leaves that are none (functions, numbers) are left out.
 
@@ -123,11 +129,17 @@ def arrays(params: Any) -> Arrays:
 
     Raises:
       ValueError: two leaves have the same name, as in `{"a.b": x, "a": {"b": y}}`, or one Flax
-        variable stands in several modules that do not form one.
+        variable stands in several modules that do not form one; or an array that JAX does not
+        take, masked or of another machine's byte order.
     """
     names, leaves, _ = _named(params)
-    named = zip(names, leaves, strict=True)
-    return {name: leaf for name, leaf in named if isinstance(leaf, jax.Array | np.ndarray)}
+    found = {name: x for name, x in zip(names, leaves, strict=True) if is_array(x)}
+    for name, x in found.items():
+        validation.unmasked(name, x)
+        if isinstance(x, np.ndarray) and not x.dtype.isnative:
+            needed = f"the machine's own byte order is needed, x.astype({x.dtype.name!r})"
+            raise ValueError(f"{name} is {x.dtype.str}: {needed}")
+    return found
 
 
 def floating(params: Any) -> Arrays:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxprune.models.model import params_of
 from jaxprune.models.paths import Arrays, Layers, check_name, floating, select
 from jaxprune.models.precision import is_floating
 from jaxprune.models.scores import wide
-from jaxprune.models.selection import lowest
+from jaxprune.models.selection import lowest, lowest_on_host
 from jaxprune.models.structures import NM, Neurons, Structure, Weights
 from jaxprune.pruning import Pruning
 from jaxprune.types import Key
@@ -115,63 +115,116 @@ def pruned(
         scores, of_units = _random(params, structure, shapes, key), True
     else:
         # Of magnitude those of the chosen layers alone are computed.
-        found = methods.magnitude(chosen) if isinstance(method, str) else method
+        found = methods.magnitude(_on_host(chosen)) if isinstance(method, str) else method
         found = found(params) if callable(found) else found
-        scores, of_units = _fitting(found, shapes), False
+        scores, of_units = _on_host(_fitting(found, shapes)), False
+    earlier, removed = _on_host(earlier), [group.removed for group in plan]
     with _precision(scores):
         if not of_units:
             _refuse(scores, earlier, structure)
-        new = _kept(
-            scores,
-            earlier,
-            np.array([group.removed for group in plan], np.int32),
-            structure=structure,
-            together=tuple(group.paths for group in plan),
-            shapes=tuple(shapes.items()),
-            of_units=of_units,
-        )
+        traced = _is_traced([scores, earlier, removed])
+        # What is known is computed, also while other things are traced.
+        with nullcontext() if traced else jax.ensure_compile_time_eval():
+            layers = _Layers(structure, shapes, of_units, traced)
+            new = layers.kept(scores, earlier, [group.paths for group in plan], removed)
     masks = Masks({**masks, **new})
     return masks & _biases(params, structure, chosen, masks)
 
 
-@partial(jax.jit, static_argnames=("structure", "together", "shapes", "of_units"))
-def _kept(scores, earlier, removed, *, structure, together, shapes, of_units):
-    """Masks of the layers, without what the earlier ones removed."""
-    gone = _gone(earlier, structure)
-    for path, s in scores.items():
-        s = wide(s)
-        if not of_units and not isinstance(structure, NM):
-            # What is left of a unit is scored by its rest.
-            s = jnp.where(earlier[path], s, jnp.zeros((), s.dtype)) if path in earlier else s
-            s = structure.scores(s)
-        scores[path] = jnp.where(gone[path], -jnp.inf, s) if path in gone else s
-    if isinstance(structure, NM):
-        return _without({path: structure.keep(s) for path, s in scores.items()}, earlier)
-    kept = {}
-    for paths, k in zip(together, removed, strict=True):
-        stays = ~lowest(jnp.concatenate([jnp.ravel(scores[path]) for path in paths]), k)
-        ends = np.cumsum([scores[path].size for path in paths])
-        for path, part in zip(paths, jnp.split(stays, ends[:-1]), strict=True):
-            kept[path] = part.reshape(scores[path].shape)
-    return _without({path: structure.spread(kept[path], shape) for path, shape in shapes}, earlier)
+def _is_traced(tree):
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def _without(kept, earlier):
-    return {path: m & earlier[path] if path in earlier else m for path, m in kept.items()}
+def _on_host(arrays):
+    """Arrays of NumPy, from whatever devices; as they are if one is traced."""
+    return dict(arrays) if _is_traced(arrays) else jax.device_get(dict(arrays))
 
 
-@partial(jax.jit, static_argnames="structure")
-def _gone(earlier, structure):
-    """For each layer that has a mask, which units it removes whole."""
-    if isinstance(structure, NM):
-        return {path: ~mask for path, mask in earlier.items()}
-    return {path: ~structure.over(jnp.any, m) for path, m in earlier.items()}
+class _Layers(NamedTuple):
+    """From scores to masks, layer by layer.
+
+    Under `jit` all is traced. Else no program is compiled for the shapes of single weights: what
+    goes by entries is NumPy's, and the k lowest are found at a few padded sizes.
+
+    Attributes:
+      structure: what goes together.
+      shapes: of the layers' arrays.
+      of_units: whether scores are those of units.
+      traced: whether any number is.
+    """
+
+    structure: Structure
+    shapes: dict[str, tuple[int, ...]]
+    of_units: bool
+    traced: bool
+
+    def kept(self, scores, earlier, together, removed):
+        """Masks of the layers, without what the earlier ones removed."""
+        if isinstance(self.structure, NM):
+            return {
+                path: self._run(_kept_of_groups, s, earlier.get(path)) for path, s in scores.items()
+            }
+        units = {
+            path: self._run(_units, s, earlier.get(path), of_units=self.of_units)
+            for path, s in scores.items()
+        }
+        new = {}
+        for paths, k in zip(together, removed, strict=True):
+            flat = jnp if self.traced else np
+            marks = flat.concatenate([flat.ravel(units[path]) for path in paths])
+            marks = lowest(marks, k) if self.traced else lowest_on_host(marks, k)
+            ends = np.cumsum([units[path].size for path in paths])[:-1]
+            for path, gone in zip(paths, flat.split(marks, ends), strict=True):
+                stays = ~gone.reshape(units[path].shape)
+                new[path] = self._run(_spread, stays, earlier.get(path), shape=self.shapes[path])
+        return new if self.traced else jax.device_put(new)
+
+    def _run(self, of, *arrays, **static):
+        """A function of arrays, where the structure needs more than NumPy as one program."""
+        static["structure"] = self.structure
+        if self.traced or isinstance(self.structure, Weights):
+            return of(*arrays, **static, of=jnp if self.traced else np)
+        return jax.device_get(_compiled(of, *jax.device_put(arrays), **static))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("structure", "of_units", "shape"))
+def _compiled(of, *arrays, **static):
+    return of(*arrays, **static, of=jnp)
+
+
+def _units(s, earlier, *, structure, of_units, of):
+    """The scores of units, lowest where an earlier mask has removed all of one."""
+    s = wide(s)
+    if not of_units:
+        # What is left of a unit is scored by its rest.
+        s = s if earlier is None else of.where(earlier, s, of.zeros((), s.dtype))
+        s = structure.scores(s)
+    return s if earlier is None else of.where(_gone(earlier, structure), -of.inf, s)
+
+
+def _kept_of_groups(s, earlier, *, structure, of):
+    s = wide(s)
+    s = s if earlier is None else of.where(earlier, s, -of.inf)
+    kept = structure.keep(s)
+    return kept if earlier is None else kept & earlier
+
+
+def _spread(stays, earlier, *, structure, shape, of):
+    kept = structure.spread(stays, shape)
+    return kept if earlier is None else kept & earlier
+
+
+def _gone(mask, structure):
+    """Which units a mask removes whole."""
+    return ~structure.over(jnp.any, mask)
+
+
+_gone_compiled = jax.jit(_gone, static_argnames="structure")
 
 
 def units_gone(chosen: Arrays, structure: Structure, masks: Masks) -> dict[str, int]:
     """How many units of each layer that has a mask it removes whole."""
-    earlier = {path: masks[path] for path in chosen if path in masks}
-    gone = _gone(earlier, structure) if earlier else {}
+    gone = {path: _gone_compiled(masks[path], structure) for path in chosen if path in masks}
     return {path: int(np.sum(np.asarray(x))) for path, x in gone.items()}
 
 
@@ -179,8 +232,9 @@ def _random(params, structure, shapes, key):
     """Coins of units, not of their weights, so that short tiles stay as often as others."""
     if key is None:
         raise ValueError('key = None: "random" needs a key')
-    of = {p: structure.units(w.shape) if p in shapes else () for p, w in floating(params).items()}
-    return {path: s for path, s in methods.coins_of(key, of).items() if path in shapes}
+    places = {path: i for i, path in enumerate(floating(params))}
+    units = {path: structure.units(shape) for path, shape in shapes.items()}
+    return methods.coins_of(key, {path: (places[path], of) for path, of in units.items()})
 
 
 def _fitting(scores, shapes):
@@ -262,6 +316,6 @@ def _biases_kept(feeding, structure, shapes):
     """Masks of the biases, from those of the weights that feed their units."""
     kept = {}
     for bias, shape in shapes:
-        gone = _gone(feeding[bias], structure)
-        kept[bias] = ~jnp.all(jnp.stack(list(gone.values())), 0).reshape(shape)
+        gone = [_gone(mask, structure) for mask in feeding[bias].values()]
+        kept[bias] = ~jnp.all(jnp.stack(gone), 0).reshape(shape)
     return kept

@@ -4,6 +4,7 @@ Each method is a function of the parameters and gives an array for each of their
 of its shape and in float32 or wider.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -13,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import validation
 from jaxprune.bits import random_bits
+from jaxprune.engine import keys
 from jaxprune.models.paths import Arrays, floating, put, statistics
+from jaxprune.models.selection import padded
 from jaxprune.pruning.random import coins
 from jaxprune.types import Key
 
@@ -36,18 +38,27 @@ def random(key: Key, params: Any) -> Arrays:
       params: a pytree.
 
     Raises:
-      ValueError: no key, or several.
+      ValueError: no key of Threefry, or several.
     """
-    return coins_of(key, {path: w.shape for path, w in floating(params).items()})
+    places = {path: (i, w.shape) for i, (path, w) in enumerate(floating(params).items())}
+    return {path: jnp.asarray(s) for path, s in coins_of(key, places).items()}
 
 
-def coins_of(key: Key, shapes: dict[str, tuple[int, ...]]) -> Arrays:
-    """`random` for arrays of given shapes."""
-    key = validation.instance("key", key, jax.Array | np.ndarray, "a key of jax.random")
-    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if key.ndim != (0 if typed else 1) or not (typed or key.dtype == np.uint32):
-        raise ValueError(f"key: {key.dtype} of shape {key.shape}; one key of jax.random is needed")
-    return {path: _coins(key, i, shape) for i, (path, shape) in enumerate(shapes.items())}
+def coins_of(key: Key, places: dict[str, tuple[int, tuple[int, ...]]]) -> Arrays:
+    """`random` for arrays of given places among the floating ones and of given shapes.
+
+    NumPy's, unless the key is traced.
+    """
+    key = keys.threefry("key", key)
+    if isinstance(key, jax.core.Tracer):
+        return {path: _coins(key, i, shape) for path, (i, shape) in places.items()}
+    with jax.ensure_compile_time_eval():
+        # The bits of a place in the array do not depend on how long it is.
+        return {
+            path: jax.device_get(_coins(key, i, (padded(size),)))[:size].reshape(shape)
+            for path, (i, shape) in places.items()
+            for size in [math.prod(shape)]
+        }
 
 
 @partial(jax.jit, static_argnames="shape")

@@ -2,12 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.pruning import magnitude_keys, smallest
 from jaxprune.pruning.selection import TOP
 
 INFINITY = 0x7F800000
 """The magnitude key of infinity."""
+
+SHORTEST = 4096
+"""Scores below which one program serves all arrays; above, one for each power of two."""
 
 
 @jax.jit
@@ -25,6 +29,29 @@ def lowest(scores: jax.Array, k: jax.Array) -> jax.Array:
     if scores.dtype == jnp.float64:
         return _lowest_of_words(_words(scores), k)
     return smallest(signed_keys(scores, k), k, floats=True)
+
+
+def padded(size: int) -> int:
+    """The length, at least `size`, that arrays of this and many other sizes share."""
+    return max(SHORTEST, 1 << (size - 1).bit_length()) if size else SHORTEST
+
+
+def lowest_on_host(scores: np.ndarray, k: int) -> np.ndarray:
+    """`lowest` of NumPy's arrays, by a program that many sizes share: the same marks.
+
+    Args:
+      scores: `(D,)` float32 or float64, under `jax.enable_x64` for those.
+      k: `0 <= k <= D`.
+
+    Returns:
+      `(D,)` Boolean.
+    """
+    size = len(scores)
+    # Infinite scores of the highest indices go after all others.
+    longer = np.full(padded(size), np.inf, scores.dtype)
+    longer[:size] = scores
+    marks = lowest(*jax.device_put((longer, np.int32(k))))
+    return jax.device_get(marks)[:size]
 
 
 def signed_keys(scores: jax.Array, k: jax.Array) -> jax.Array:

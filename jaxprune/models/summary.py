@@ -19,12 +19,14 @@ class Row(NamedTuple):
       weights: how many it has; keys, counters and all else that is not floating has none, unless
         it has a mask.
       kept: how many are kept.
+      zeros: how many are zero in the model as it was given.
     """
 
     path: str
     shape: tuple[int, ...]
     weights: int
     kept: int
+    zeros: int
 
     @property
     def sparsity(self) -> float:
@@ -57,9 +59,11 @@ class Summary(NamedTuple):
         rows = [(r.path, "x".join(map(str, r.shape)) or "()", r) for r in self.pruned]
         rows += [("masked", "", self.masked), ("total", "", self.total)]
         path, shape = (max(len(row[i]) for row in rows) for i in range(2))
-        lines = [f"{'':{path}}  {'':{shape}} {'weights':>12} {'kept':>12} {'sparsity':>9}"]
+        head = f"{'weights':>12} {'kept':>12} {'sparsity':>9} {'zeros':>9}"
+        lines = [f"{'':{path}}  {'':{shape}} {head}"]
         for name, size, row in rows:
-            numbers = f"{row.weights:>12,} {row.kept:>12,} {row.sparsity:>9.2%}"
+            zeros = row.zeros / max(row.weights, 1)
+            numbers = f"{row.weights:>12,} {row.kept:>12,} {row.sparsity:>9.2%} {zeros:>9.2%}"
             lines.append(f"{name:{path}}  {size:{shape}} {numbers}")
         left, weights = len(self.untouched), sum(row.weights for row in self.untouched)
         names = ", ".join(row.path for row in self.untouched)
@@ -82,7 +86,8 @@ def summarise(masks: Mapping[str, jax.Array], params: Any, pruned: Any) -> Summa
             raise ValueError(f"{name} {what}")
         weights = x.size if name in masks or is_floating(x) else 0
         count = weights if kept is None else int(np.count_nonzero(kept))
-        rows[name in masks].append(Row(name, x.shape, weights, count))
+        zeros = weights - int(np.count_nonzero(np.asarray(x))) if weights else 0
+        rows[name in masks].append(Row(name, x.shape, weights, count, zeros))
     return Summary(tuple(rows[True]), tuple(rows[False]))
 
 
@@ -101,4 +106,4 @@ def _as_told(before, after, kept):
 
 
 def _together(name, rows):
-    return Row(name, (), sum(row.weights for row in rows), sum(row.kept for row in rows))
+    return Row(name, (), *(sum(row[i] for row in rows) for i in (2, 3, 4)))

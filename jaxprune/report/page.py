@@ -66,8 +66,8 @@ def write_folder(
     """
     folder.mkdir(exist_ok=True)
     texts = {"result.json": _json, "report.html": lambda result: page(result, run=str(folder))}
-    for name, text in texts.items():
-        content = utf8(text(result))
+    for name, written in texts.items():
+        content = utf8(written(result))
         if check:
             check()
         with (whole if check else whole_and_new)(folder / name) as file:
