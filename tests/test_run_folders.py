@@ -19,6 +19,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import load
 from stores import Shape, made_up
 
 from jaxprune import cli, report
@@ -29,6 +30,7 @@ from jaxprune.engine.packing import pack
 from jaxprune.report import verify as verify_report
 from jaxprune.studies import cases, kept, runs, sampling
 from jaxprune.studies import plan as plans
+from jaxprune.studies.replay import Replay
 from jaxprune.studies.verify import judged
 
 BLOCK, BLOCKS = 8, 6
@@ -230,22 +232,33 @@ def db_is_same(a, b):
     return content(a) == content(b)
 
 
-@pytest.mark.parametrize("by", ["swapped", "moved"])
+KEYS = {
+    "row": ["UPDATE blocks SET id = 99 WHERE id = {0}"],
+    "rows": [
+        "UPDATE blocks SET id = 99 WHERE id = {0}",
+        "UPDATE blocks SET id = {0} WHERE id = {1}",
+        "UPDATE blocks SET id = {1} WHERE id = 99",
+    ],
+    "block": ["UPDATE blocks SET ids = replace(ids, '1', '0') WHERE id = {0}"],
+    "blocks": ["UPDATE blocks SET ids = (SELECT ids FROM blocks WHERE id = {1}) WHERE id = {0}"],
+    "case": ["UPDATE blocks SET case_id = 1 WHERE id = {0}"],
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_a_row_under_another_key_is_dropped_and_no_sound_one_with_it(
-    sandbox, originals, capsys, by
+    sandbox, originals, capsys, key
 ):
     sandbox.new_run(originals[0])
     path = sandbox.run / "run.db"
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        (first, _), (second, ids), *_ = db.execute("SELECT id, ids FROM blocks").fetchall()
-        db.execute("UPDATE blocks SET id = 99 WHERE id = ?", (first,))
-        if by == "swapped":
-            db.execute("UPDATE blocks SET id = ? WHERE id = ?", (first, second))
-            db.execute("UPDATE blocks SET id = ? WHERE id = 99", (second,))
+        rows = {id: json.loads(ids) for id, ids in db.execute("SELECT id, ids FROM blocks")}
+        first, second = next(id for id in rows if 1 in rows[id]), max(rows)
+        for statement in KEYS[key]:
+            db.execute(statement.format(first, second))
+    lost = {*rows[first], *(rows[second] if key == "rows" else ())}
     with Store.open(path) as store:
-        damaged = {block for _, block in store.damaged}
-        assert set(store.blocks(0)) == set(range(BLOCKS)) - damaged
-        assert set(json.loads(ids)) <= damaged if by == "swapped" else len(damaged) > 0
+        assert store.damaged and {*store.blocks(0)} == {*range(BLOCKS)} - lost
     assert command(capsys, "resume", sandbox.run) == 0
     check_whole(sandbox.run)
     assert command(capsys, "resume", sandbox.run) == 0
@@ -377,6 +390,23 @@ def test_no_result_is_written_through_a_link(sandbox, originals, capsys, name):
     assert (sandbox.run / name).is_symlink()
     status = command(capsys, "report", sandbox.run, "--out", sandbox.work / "out.html")
     assert status == (2 if "runs" in name else 0)
+
+
+def test_names_of_folders_need_not_be_utf8(sandbox, originals, capsys):
+    run = sandbox.work / os.fsdecode(b"r\xffn")
+    shutil.copytree(originals[1], run)
+    assert command(capsys, "resume", run) == 0
+    check_whole(run)
+    assert command(capsys, "merge", run, "--out", run.with_name("out")) == 0
+    pages = "--out", run / "page.html", "--parquet", run / "rows.parquet"
+    assert command(capsys, "report", run, *pages) == 0
+    facts, mask = {"run": str(run)}, np.ones((2, 3), bool)
+    replay_command._save(Replay(facts, {"a": np.ones((2, 3))}, {"a": mask}), run / "pair")
+    report.write_json(facts, run / "facts.json")
+    assert json.loads((run / "facts.json").read_text()) == facts
+    with (run / "pair").open("rb") as file:
+        assert load(file.read())["a.mask"].tolist() == mask.tolist()
+    sandbox.check()
 
 
 # --- moved
