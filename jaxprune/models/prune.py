@@ -255,7 +255,7 @@ def _fitting(scores, shapes):
     validation.instance("method", scores, Mapping, "scores by name, or a function or name of such")
     for path, shape in shapes.items():
         check_name("scores", path, scores)
-        s = scores[path]
+        s = validation.unmasked(f"scores of {path}", scores[path])
         if getattr(s, "shape", None) != shape or not is_floating(s):
             raise ValueError(f"scores of {path}: floats of shape {shape} are needed")
     return {path: scores[path] for path in shapes}
