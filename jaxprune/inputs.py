@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import laws
+from jaxprune import laws, validation
 from jaxprune.bits import random_bits
 from jaxprune.types import Key
 
@@ -30,7 +30,7 @@ def into_ball(x: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: no rows, a non-finite entry, or nothing but zeros.
     """
-    x = np.asarray(x, np.float64)
+    x = validation.array("x", x, np.float64)
     if not len(x) or not np.isfinite(x).all() or not x.any():
         raise ValueError(f"x of shape {x.shape}: rows of finite numbers, not all 0, are needed")
     # By a power of two, lest squares overflow or underflow.

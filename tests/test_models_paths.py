@@ -180,6 +180,73 @@ def test_what_is_no_norm_is_pruned(name):
     assert list(select({name: ones((3, 2))})) == [name]
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("embed.embedding", (9, 4)),
+        ("params.Embed_0.embedding", (9, 4)),
+        ("embed/embeddings", (9, 4)),
+        ("model.embed_tokens.weight", (9, 4)),
+        ("transformer.wte.weight", (9, 4)),
+        ("wpe", (9, 4)),
+        ("pos_embedding", (1, 9, 4)),
+        ("encoder.pos", (9, 4)),
+        ("positional_encoding", (9, 4)),
+        ("cls", (1, 4)),
+        ("cls_token", (1, 1, 4)),
+        ("prelu1.weight", (4, 1)),
+        ("act.negative_slope", (4, 1, 1)),
+        ("prelu.alpha", (1, 1, 28)),
+        ("stage.alpha", (1, 1, 28)),
+        ("stage.table", (1, 9, 4)),
+        ("conv2_d.b", (4, 1, 1)),
+    ],
+)
+def test_what_is_looked_up_or_added_is_left_alone(name, shape):
+    params = {name: ones(shape), "head.w": ones((3, 2))}
+    assert list(select(params)) == ["head.w"]
+    assert list(select(params, name)) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("embedding.kernel", (16, 16, 3, 8)),
+        ("embedding.kernel", (6, 8)),
+        ("patch_embedding.weight", (8, 3, 16, 16)),
+        ("embed.proj.weight", (6, 8)),
+        ("token_mixing.weight", (6, 8)),
+        ("conv.kernel", (1, 1, 28)),
+        ("conv1_d.w", (1, 1, 28)),
+        ("conv.weight", (28, 1, 1)),
+        ("head.weight", (1, 28)),
+        ("out", (28, 1)),
+        ("attention.query", (8, 2, 4)),
+        ("possible.w", (6, 8)),
+        ("closing", (6, 8)),
+    ],
+)
+def test_matrices_and_kernels_are_pruned(name, shape):
+    assert list(select({name: ones(shape)})) == [name]
+
+
+class Text(eqx.Module):
+    """Equinox calls the array of an embedding `weight`, as that of a matrix."""
+
+    words: eqx.nn.Embedding
+    embed: eqx.nn.Linear
+    prelu: eqx.nn.PReLU
+
+    def __init__(self, key):
+        self.words = eqx.nn.Embedding(9, 4, key=key)
+        self.embed = eqx.nn.Linear(4, 3, key=key)
+        self.prelu = eqx.nn.PReLU(0.1)
+
+
+def test_embeddings_are_left_alone_by_their_class():
+    assert list(select(eqx.filter_jit(lambda: Text(jax.random.key(0)))())) == ["embed.weight"]
+
+
 def test_choices():
     params = nested()
     assert list(select(params, "layers.0.bias")) == ["layers.0.bias"]

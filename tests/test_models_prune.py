@@ -423,6 +423,36 @@ def test_biases_of_convolutions_as_equinox_has_them(out):
     assert int(masks["bias"].sum()) == (3 if out == 5 else 0)
 
 
+def test_neurons_in_front_of_a_norm_are_warned_of():
+    """Behind ReLU they put out 2 while the norm's mean is -2, and 0 once its masks are set, too."""
+    rng = np.random.default_rng(0)
+    params = {
+        "linear": {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=4)},
+        "bn": {"scale": np.ones(4), "bias": np.zeros(4), "mean": np.full(4, -2.0)},
+        "head": {"kernel": rng.normal(size=(4, 3))},
+    }
+
+    def behind(p, x):
+        z = x @ p["linear"]["kernel"] + p["linear"]["bias"]
+        return np.maximum((z - p["bn"]["mean"]) * p["bn"]["scale"] + p["bn"]["bias"], 0)
+
+    cut = partial(
+        prune, params, amount=0.5, layers="linear.kernel", structure=Neurons(-1, bias="bias")
+    )
+    with pytest.warns(UserWarning, match="if bn is behind linear.kernel, mask its scale and bias"):
+        masks = cut()
+    gone = ~masks["linear.bias"]
+    x = rng.normal(size=(5, 6))
+    assert (behind(masks.apply(params), x)[:, gone] == 2.0).all()
+    more = masks & Masks({"bn.scale": ~gone, "bn.bias": ~gone})
+    assert (behind(more.apply(params), x)[:, gone] == 0.0).all()
+
+    # Nothing is said where nothing goes, or has a mask, or no norm has that number.
+    cut(amount=0.0)
+    cut(masks=more & Masks({"bn.mean": np.ones(4, bool)}))
+    prune(params, amount=0.5, layers="head.kernel", structure=Neurons(-1))
+
+
 def test_methods_of_the_package_stand_for_their_names():
     params = model()
     assert prune(params, jp.magnitude, 0.5) == prune(params, "magnitude", 0.5)

@@ -117,7 +117,7 @@ def _block_of_chunks(trials, chunk, design, inputs):
 
 
 def _inputs(name, x, network):
-    x = np.asarray(x, np.float32)
+    x = validation.array(name, x, np.float32)
     if x.shape[1:] != network.in_shape or not len(x):
         raise ValueError(f"{name} of shape {x.shape}: (n, *{network.in_shape}) is needed")
     if not np.isfinite(x).all():
@@ -126,7 +126,7 @@ def _inputs(name, x, network):
 
 
 def _labelled(x, y, network):
-    x, y = _inputs("labelled", x, network), np.asarray(y)
+    x, y = _inputs("labelled", x, network), validation.array("labels", y)
     if y.shape != (len(x),):
         raise ValueError(f"labels of shape {y.shape}: one for each of {len(x)} inputs is needed")
     if len(network.out_shape) != 1:
@@ -142,7 +142,7 @@ def _scales(law, network):
 
 
 def _stacked(targets, network, trials):
-    targets = tuple(jnp.asarray(w, jnp.float32) for w in targets)
+    targets = tuple(jnp.asarray(w, jnp.float32) for w in validation.unmasked("targets", targets))
     shapes = tuple(w.shape[1:] for w in targets)
     if shapes != network.weight_shapes or len({len(w) for w in targets}) != 1:
         raise ValueError(

@@ -27,6 +27,16 @@ Layers = str | Sequence[str] | Callable[[str, jax.Array], bool] | None
 APART = ("bias", "scale")
 """What arrays are called that are pruned on demand alone."""
 
+KERNEL = "kernel"
+KERNELS = (KERNEL, "weight", "w")
+"""What matrices and kernels are called whatever their shape is."""
+
+TABLE = re.compile(r"embed|(?<![a-z])(wte|wpe)(?![a-z])|prelu", re.IGNORECASE)
+"""How what is looked up is called, or its owner; and PReLU, whose slopes look like a kernel."""
+
+ADDED = re.compile(r"(?<![a-z])(pos|position|positional|tokens?|cls)(?![a-z])|slope", re.IGNORECASE)
+"""How position tables, class tokens and slopes are called themselves."""
+
 NORM = re.compile(r"norm|(?<![a-z])(bn|ln)(?![a-z])", re.IGNORECASE)
 """How norms are called: LayerNorm, batch_norm_1, bn2, ln_f."""
 
@@ -91,7 +101,7 @@ def _is_variable(node):
 
 
 def _owners(params: Any) -> dict[str, str]:
-    """Name of a leaf to the name of the class whose attribute or entry it is."""
+    """Name of a leaf to that of the class whose attribute it is; empty for dictionaries, lists."""
     if is_pair(params):
         return _owners(params[0])
     if isinstance(params, Model):
@@ -104,12 +114,14 @@ def _owners(params: Any) -> dict[str, str]:
 
 
 def _classes(node: Any, owner: str = "") -> list[str]:
-    """For each leaf the name of the class whose attribute or entry it is, in the tree's order."""
+    """For each leaf the name of the class whose attribute it is, in the tree's order."""
     children = jax.tree.leaves(node, is_leaf=lambda x: x is not node)
     if any(child is node for child in children):
         return [owner]
-    # A variable belongs to its module, and is no owner.
-    owner = owner if _is_variable(node) else type(node).__name__
+    # A variable belongs to its module, and is no owner; what a dictionary or list is tells nothing.
+    if not _is_variable(node):
+        plain = isinstance(node, Mapping) or type(node) in (list, tuple)
+        owner = "" if plain else type(node).__name__
     return [name for child in children for name in _classes(child, owner)]
 
 
@@ -196,11 +208,20 @@ def select(params: Any, layers: Layers = None) -> Arrays:
 
     Args:
       params: a pytree.
-      layers: None for all floating arrays of two or more axes, but for those called `bias` or
-        `scale`, and those whose owner is a norm: its name (the part before the array's own) or,
-        in a tree of modules, its class contains `norm`, or `bn` or `ln` as a word (`bn2`, `ln_f`).
+      layers: None for matrices and kernels, by name and shape: floating arrays of two or more
+        axes, but for
+        - those called `bias` or `scale`, and those whose owner is a norm: its name (the part before
+          the array's own) or, in a tree of modules, its class contains `norm`, or `bn` or `ln` as a
+          word (`bn2`, `ln_f`);
+        - embeddings, which are looked up: `embed`, or `wte` or `wpe` as a word, in an array's own
+          name; or, of two axes and not called `kernel`, in its owner's class, or name where that is
+          in a dictionary. So are slopes of `prelu`;
+        - position tables, class tokens, slopes: `pos`, `position`, `positional`, `token`, `tokens`,
+          `cls` as a word, or `slope`, in an array's own name;
+        - arrays of three or more axes that are there to be broadcast, the first of length 1 or all
+          but one, unless they are called `kernel`, `weight` or `w`.
         Or one or several names or patterns ("encoder.*.weight"), or a predicate on name and array.
-        Those choose among all floating arrays, biases and norms included.
+        Those choose among all floating arrays.
 
     Returns:
       Name to array, in the order of the tree.
@@ -213,7 +234,7 @@ def select(params: Any, layers: Layers = None) -> Arrays:
     if layers is None:
         # The number of axes does not tell: Equinox's biases of convolutions and norms of images
         # have several.
-        apart = _apart(params)
+        apart = _apart(params, found)
         chosen = {name: x for name, x in found.items() if x.ndim >= 2 and name not in apart}
     elif callable(layers):
         chosen = {name: x for name, x in found.items() if layers(name, x)}
@@ -231,14 +252,40 @@ def select(params: Any, layers: Layers = None) -> Arrays:
     return chosen
 
 
-def _apart(params):
-    """Names of biases, scales, and whatever is a norm's own."""
-    apart = set()
+def _apart(params, found):
+    """Names of biases, scales, norms' own, and what is looked up, added or broadcast."""
+    apart = set(norms(params))
     for name, owner_class in _owners(params).items():
-        *_, owner, own = ["", *re.split(r"[./]", name)]  # Haiku's modules have slashes
-        if own in APART or NORM.search(owner) or NORM.search(owner_class):
+        if name in found and not _multiplies(*_parts(name), owner_class, found[name].shape):
             apart.add(name)
     return apart
+
+
+def norms(params: Any) -> dict[str, str]:
+    """Names of the arrays that are a norm's own, statistics included, to that of the norm."""
+    is_norm = lambda owner, owner_class: NORM.search(owner) or NORM.search(owner_class)
+    return {
+        name: name[: -len(own) - 1] or owner_class
+        for name, owner_class in _owners(params).items()
+        for owner, own in [_parts(name)]
+        if is_norm(owner, owner_class)
+    }
+
+
+def _parts(name):
+    """Of a dotted name the owner's and the array's own; Haiku's modules have slashes."""
+    *_, owner, own = ["", *re.split(r"[./]", name)]
+    return owner, own
+
+
+def _multiplies(owner, own, owner_class, shape):
+    """Whether an array is a matrix or a kernel; see `select`."""
+    if own in APART or ADDED.search(own) or TABLE.search(own):
+        return False
+    if own != KERNEL and len(shape) == 2 and TABLE.search(owner_class or owner):
+        return False
+    broadcast = shape[:1] == (1,) or sum(side > 1 for side in shape) <= 1
+    return own in KERNELS or len(shape) < 3 or not broadcast
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Pruning of one model at once: scores, structure and amount to masks."""
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -14,7 +16,7 @@ from jaxprune.models import scores as methods
 from jaxprune.models.amounts import Group, LayerAmount, groups
 from jaxprune.models.masks import Masks
 from jaxprune.models.model import params_of
-from jaxprune.models.paths import Arrays, Layers, check_name, floating, select
+from jaxprune.models.paths import Arrays, Layers, check_name, floating, norms, select
 from jaxprune.models.precision import is_floating
 from jaxprune.models.scores import wide
 from jaxprune.models.selection import lowest, lowest_on_host
@@ -62,8 +64,7 @@ def prune(
       amount: a sparsity (the fraction removed), an `Amount`, `Global`, `ErdosRenyi` or a
         dictionary from names or patterns to amounts of single layers. It counts what the
         structure removes together: half of 10 neurons are 5. None with `NM`, and only there.
-      layers: which arrays, see `select`; by default those of two or more axes, but for biases and
-        norms.
+      layers: which arrays, see `select`; by default matrices and kernels.
       structure: `Weights()`, `Neurons`, `Block` or `NM`; None for single weights.
       key: for "random".
       masks: of earlier pruning. What they removed stays removed, and counts as removed: if that
@@ -74,6 +75,9 @@ def prune(
 
     Raises:
       ValueError: an argument that does not fit, or scores of a layer that are not finite.
+
+    Warns:
+      UserWarning: neurons are removed, and the model has a norm of their number that has no masks.
     """
     params = params_of(params)
     structure = Weights() if structure is None else structure
@@ -128,7 +132,16 @@ def pruned(
             layers = _Layers(structure, shapes, of_units, traced)
             new = layers.kept(scores, earlier, [group.paths for group in plan], removed)
     masks = Masks({**masks, **new})
-    return masks & _biases(params, structure, chosen, masks)
+    masks &= _biases(params, structure, chosen, masks)
+    if isinstance(structure, Neurons):
+        less = [
+            path
+            for group in plan
+            for path in group.paths
+            if _is_traced(group.removed) or group.removed
+        ]
+        _warn_of_norms(params, structure, {path: shapes[path] for path in less}, masks)
+    return masks
 
 
 def _is_traced(tree):
@@ -242,7 +255,7 @@ def _fitting(scores, shapes):
     validation.instance("method", scores, Mapping, "scores by name, or a function or name of such")
     for path, shape in shapes.items():
         check_name("scores", path, scores)
-        s = scores[path]
+        s = validation.unmasked(f"scores of {path}", scores[path])
         if getattr(s, "shape", None) != shape or not is_floating(s):
             raise ValueError(f"scores of {path}: floats of shape {shape} are needed")
     return {path: scores[path] for path in shapes}
@@ -283,6 +296,26 @@ def _precision(scores):
     """JAX in double precision if any score is."""
     double = any(s.dtype == np.float64 for s in scores.values())
     return jax.enable_x64(True) if double else nullcontext()
+
+
+def _warn_of_norms(params, structure, shapes, masks):
+    """Says what removed neurons put out behind a norm, which is nowhere in the masks."""
+    sizes = {path: math.prod(structure.units(shape)) for path, shape in shapes.items()}
+    found = {name: x.size for name, x in floating(params).items()}
+    behind = {
+        norm: path
+        for path, size in sizes.items()
+        for name, norm in norms(params).items()
+        if found.get(name) == size and name not in masks
+    }
+    if behind:
+        norm, path = min(behind.items())
+        more = f" (and {len(behind) - 1} more)" if len(behind) > 1 else ""
+        warnings.warn(
+            "a neuron removed in front of a norm still puts out its bias - scale mean / "
+            f"sqrt(variance): if {norm} is behind {path}{more}, mask its scale and bias as well",
+            stacklevel=4,
+        )
 
 
 def _biases(params, structure, chosen, masks):

@@ -47,7 +47,7 @@ def limits(failures, trials, alpha):
 
     Args are those of `upper_limit`, alpha of both sides together.
     """
-    half = 0.5 * np.asarray(alpha, np.float64)
+    half = 0.5 * validation.array("alpha", alpha, np.float64)
     return lower_limit(failures, trials, half), upper_limit(failures, trials, half)
 
 
@@ -90,12 +90,13 @@ def checked(failures, trials, level, name="alpha"):
     k = _integers("failures", failures, 0, MAX_TRIALS)
     if (k > n).any():
         raise ValueError(f"failures = {failures!r}: at most trials = {trials!r} are allowed")
+    level = validation.array(name, level, np.float64)
     for value in np.ravel(level).tolist():
         validation.real(name, value, 0.0, 1.0)
-    return *np.broadcast_arrays(k, n), np.asarray(level, np.float64)
+    return *np.broadcast_arrays(k, n), level
 
 
 def _integers(name, values, low, high):
-    array = np.asarray(values, dtype=object)
+    array = validation.array(name, values, object)
     checked = [validation.integer(name, value, low, high) for value in array.ravel()]
     return np.array(checked, np.float64).reshape(array.shape)  # exact: below 2^53

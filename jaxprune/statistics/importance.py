@@ -93,7 +93,7 @@ def importance(
         plain = rng.binomial(n, a0)
         x = np.concatenate([nominal(rng, plain), proposal(rng, n - plain)])
         w = weights(log_ratio(x), a0)
-        inside = w[np.asarray(event(x), bool)]
+        inside = w[validation.array("event", event(x), bool)]
         events += len(inside)
         total += inside.sum()
         squares += (inside**2).sum()
@@ -130,7 +130,7 @@ def weights(log_ratio, nominal_share: float) -> np.ndarray:
       AssertionError: a weight above `1 / nominal_share`, which no input can cause.
     """
     a0 = validation.real("nominal_share", nominal_share, LEAST_SHARE, 1.0, open=False)
-    log_ratio = np.asarray(log_ratio, np.float64)
+    log_ratio = validation.array("log_ratio", log_ratio, np.float64)
     if np.isnan(log_ratio).any():
         raise ValueError("log_ratio = nan: a number for every draw is needed")
     with np.errstate(over="ignore"):  # a ratio beyond float64 gives weight 0

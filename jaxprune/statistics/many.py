@@ -24,7 +24,7 @@ def e_bh(log_e_values):
     Raises:
       ValueError: a number that is NaN.
     """
-    log_e = np.asarray(log_e_values, np.float64)
+    log_e = validation.array("log_e_values", log_e_values, np.float64)
     if np.isnan(log_e).any():
         raise ValueError("log_e_values: NaN is no evidence")
     order = np.argsort(-log_e, kind="stable")
@@ -50,8 +50,9 @@ def fixed_sequence(p_values, alpha):
       ValueError: alpha out of range.
     """
     alpha = validation.real("alpha", alpha, 0.0, 1.0)
-    failed = np.flatnonzero(~(np.asarray(p_values, np.float64) <= alpha))
-    return int(failed[0]) if len(failed) else len(p_values)
+    p = validation.array("p_values", p_values, np.float64)
+    failed = np.flatnonzero(~(p <= alpha))
+    return int(failed[0]) if len(failed) else len(p)
 
 
 def holm(p_values):
@@ -66,7 +67,7 @@ def holm(p_values):
     Returns:
       float64 `(m,)`, at most 1.
     """
-    p = np.asarray(p_values, np.float64)
+    p = validation.array("p_values", p_values, np.float64)
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)

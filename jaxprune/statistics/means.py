@@ -134,7 +134,8 @@ def betting(
     level = validation.real("alpha", alpha, 0.0, 1.0) / validation.integer("sides", sides, 1, 2)
     if planned is not None:
         planned = validation.integer("planned", planned, 1, MAX_TRIALS)
-    lower, upper = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
+    lower = validation.array("lower", lower, np.float64)
+    upper = validation.array("upper", upper, np.float64)
     if lower.ndim != 1 or lower.shape != upper.shape:
         raise ValueError(f"lower, upper: two vectors are needed, not {lower.shape}, {upper.shape}")
     ok = np.isfinite(lower) & np.isfinite(upper)

@@ -312,7 +312,7 @@ def _host_walk(problem):
 
 
 def _numbers(scores):
-    scores = np.array(scores, np.float64)
+    scores = validation.array("score", scores, np.float64).copy()
     if np.isnan(scores).any():
         raise ValueError("score = nan: a number for every particle is needed")
     return scores
@@ -346,7 +346,7 @@ def limits(paths: Sequence[Path], confidence: float) -> tuple[float, float, floa
 def t_limits(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
     """Mean of independent estimates of a probability, and its t limits, cut to [0, 1]."""
     confidence = validation.real("confidence", confidence, 0.0, 1.0)
-    x = np.asarray(values, np.float64)
+    x = validation.array("values", values, np.float64)
     if x.ndim != 1 or len(x) < 2:
         raise ValueError(f"values of shape {x.shape}: at least two numbers are needed")
     mean, low, high = _student(x, confidence)
