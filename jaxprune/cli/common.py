@@ -221,7 +221,7 @@ def check_new(name: str, path: Path) -> None:
         raise ValueError(f"{name} = {str(path)!r}: a name without NUL is needed")
     try:
         empty = name == "out" and path.is_dir() and not any(path.iterdir())
-        taken = path.exists() and not empty
+        taken = (path.exists() or path.is_symlink()) and not empty
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} = {str(path)!r}: {reason}") from None

@@ -72,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _save(found: Replay, path: Path) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors = {f"{name}.weight": w for name, w in found.weights.items()}
     tensors |= {f"{name}.mask": mask for name, mask in found.masks.items()}
     with whole(path) as part:
-        save_file(tensors, part, {"jaxprune": json.dumps(found.facts)})
+        part.write_bytes(save(tensors, {"jaxprune": json.dumps(found.facts)}))
