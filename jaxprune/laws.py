@@ -5,6 +5,7 @@ layer's fans. Everything the bounds need to know of a law (moments, quantiles, k
 stated here on the host in float64; everything the engine needs is `sample`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Family:
       magnitude: |X| as a function of a uniform variable on (0, 1]; float32, on the device.
       variance: E X^2.
       bound: the least b with |X| <= b almost surely; infinity if there is none.
-      log_moment: log E X^(2j) for an integer j >= 1.
+      log_moment: log E X^(2j) for an integer j >= 1; infinity where that moment is, j = 1 excepted.
       magnitude_quantile: the p-quantile of |X|.
       kept_energy: E[X^2; |X| > quantile(q)] / E X^2, the energy that survives the removal of
         the fraction q of smallest magnitude.
@@ -106,6 +107,53 @@ _VARIANCES = {
 SCALINGS = ("max", *_VARIANCES)
 
 
+@functools.lru_cache(maxsize=64)
+def check_family(family: Family) -> None:
+    """Compares what a family says of one variable, wherever two of its statements meet.
+
+    Theorems rest on all of them. Quantiles Q of |X| at 1,054 levels say whether the density falls,
+    which makes Q convex from Q(0) = 0 on, and bound all moments, `E X^(2j) = ∫ Q^(2j)`; a law that
+    differs between those levels passes.
+
+    Raises:
+      ValueError: two statements that do not go together; it names them.
+    """
+    named = f"family = {family.name!r}"
+    variance = validation.real(f"{named}: variance", family.variance, 0.0, math.inf)
+    u = np.append(np.linspace(0.0, 1.0, 1025)[:-1], 1.0 - 2.0 ** -np.arange(11.0, 41.0))
+    q = np.asarray([family.magnitude_quantile(p) for p in u], np.float64)
+    slopes = np.diff(q) / np.diff(u)
+    squares = np.cumsum(np.diff(u) * [q[:-1] ** 2, q[1:] ** 2], axis=1)  # below and above ∫ Q²
+    removed = variance * (1.0 - np.asarray([family.kept_energy(p) for p in u[1:]]))
+    j = np.array([1, 2, 3, 4, 8, 16, 32, 64, 128])
+    moments = np.asarray([family.log_moment(int(k)) for k in j])
+    least = special.logsumexp(2.0 * j[:, None] * np.log(q[1:-1]) + np.log(np.diff(u)[1:]), axis=1)
+    room = 1e-9
+    starts = np.isfinite(q).all() and abs(q[0]) <= room * q[1]
+    falls = (np.diff(slopes) >= -room * slopes[1:]).all()
+    low, high = squares[0] - room * variance, squares[1] + room * variance
+    for right, told in (
+        (starts, "magnitude_quantile finite below 1, and 0 at 0,"),
+        (falls, "a density that falls in |x|, so that magnitude_quantile is convex,"),
+        ((q <= family.bound * (1.0 + room)).all(), "magnitude_quantile at most bound"),
+        (abs(moments[0] - math.log(variance)) <= room, "log_moment(1) = log(variance)"),
+        ((moments >= least - room).all(), "log_moment at least that of magnitude_quantile"),
+        (((low <= removed) & (removed <= high)).all(), "kept_energy that of magnitude_quantile"),
+    ):
+        if not right:
+            raise ValueError(f"{named}: {told} is needed")
+    if not _draws_its_quantiles(family):
+        raise ValueError(f"{named}: magnitude with those quantiles is needed")
+
+
+def _draws_its_quantiles(family):
+    """Whether `magnitude` takes uniform numbers to |X|, rising or falling."""
+    u = (np.arange(64) + 0.5) / 64.0
+    drawn = np.sort(np.asarray(jax.jit(family.magnitude)(u.astype(np.float32)), np.float64))
+    wanted = np.asarray([family.magnitude_quantile(p) for p in u])
+    return np.allclose(drawn, wanted, rtol=1e-4, atol=0.0)
+
+
 @dataclass(frozen=True)
 class Law:
     """i.i.d. weights: `scale(fan_in, fan_out)` times a standard variable.
@@ -122,6 +170,9 @@ class Law:
     gain: float = 1.0
 
     def __post_init__(self):
+        validation.instance("family", self.family, Family, "laws.UNIFORM, laws.NORMAL or a Family")
+        if self.family not in (UNIFORM, NORMAL):
+            check_family(self.family)
         validation.choice("scaling", self.scaling, SCALINGS)
         validation.real("gain", self.gain, 0.0, math.inf)
 

@@ -21,6 +21,8 @@ from jaxprune.types import Params
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
 MAX_WEIGHTS = 2**31 - 1
+MAX_LAYERS = 256
+"""Each takes a second or so to compile, and tenths of one to certify."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def dense(widths: Sequence[int], activation: Activation = activations.relu) -> N
       activation: between the layers.
 
     Raises:
-      ValueError: fewer than two widths, or a width below 1.
+      ValueError: fewer than two widths, more than 256 layers, or a width below 1.
     """
     widths = validation.instance(
         "widths", widths, Sequence | np.ndarray, "a list of at least two widths"
@@ -225,7 +227,8 @@ def convolutional(
       activation: between the layers.
 
     Raises:
-      ValueError: a number below 1, an unknown padding, or an image smaller than a kernel.
+      ValueError: a number below 1, more than 256 layers, an unknown padding, or an image smaller
+        than a kernel.
     """
     channels = validation.instance(
         "channels", channels, Sequence | np.ndarray, "a list of at least two"
@@ -261,6 +264,7 @@ def _check_activation(activation) -> None:
 
 
 def _checked(network: Network) -> Network:
+    validation.integer("layers", len(network.layers), 1, MAX_LAYERS)
     for shape in (network.in_shape, *(layer.out_shape for layer in network.layers)):
         if math.prod(shape) > MAX_WEIGHTS:
             raise ValueError(f"an image of {shape} features: at most {MAX_WEIGHTS} are allowed")

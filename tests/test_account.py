@@ -224,6 +224,7 @@ def test_pairs_without_a_finite_difference_do_not_count():
         ({"order": "best"}, "order"),
         ({"domain": LinfBall()}, "domain"),
         ({"trials": 0}, "trials"),
+        ({"trials": 10**8}, "trials"),
         ({"layers": "dense9"}, "layers"),
     ],
 )

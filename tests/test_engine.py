@@ -800,6 +800,8 @@ def test_distances_on_a_data_set():
         ({"trials": 0}, "trials"),
         ({"trials": 2.0}, "trials"),
         ({"trials": np.int64(2**60)}, "trials"),
+        ({"trials": 10**11}, "trials = 100000000000: an integer from 1 to 10000000000"),
+        ({"eps": [1.0] * 1001}, "number of epsilons = 1001"),
         ({"eps": [0.0]}, "eps"),
         ({"eps": 0.5}, "eps"),
         ({"amount": 0.3}, "amount"),

@@ -323,6 +323,8 @@ def test_where_everything_holds_and_where_nothing_does():
     [
         ({"trials": 10}, "at least .* are needed"),
         ({"trials": 0}, "trials"),
+        ({"trials": 10**15}, "trials"),
+        ({"widths": range(1, 102)}, "number of widths = 101"),
         ({"eps": 0.0}, "eps"),
         ({"eps": math.nan}, "eps"),
         ({"delta": 1.0}, "delta"),

@@ -1,13 +1,17 @@
 """Every law against its own moments, quantiles and SciPy; false-alarm rate 1e-6 a test."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
 import pytest
+from heavy_law import LOMAX
 from scipy import integrate, stats
 
 from jaxprune import laws
+from jaxprune.bounds import domination
 
 FAMILIES = {"uniform": stats.uniform(-1, 2), "normal": stats.norm()}
 
@@ -55,6 +59,41 @@ def test_extreme_bits_reach_the_tail(pair):
     assert np.isfinite(w).all() and (np.abs(w) <= family.bound).all() and (w != 0).all()
     if family is laws.NORMAL:
         assert np.abs(w).max() == pytest.approx(oracle.isf(2.0**-33), rel=1e-5)
+
+
+def test_a_family_that_agrees_with_itself_is_taken():
+    for family in (laws.UNIFORM, laws.NORMAL, LOMAX):
+        laws.check_family(family)
+    with pytest.raises(ValueError, match="family"):
+        laws.Law("uniform")
+
+
+BROKEN = {
+    "variance": {"variance": math.inf},
+    "log_moment\\(1\\)": {"variance": 0.7},
+    "at most bound": {"bound": 3.0},
+    "log_moment at least": {
+        "log_moment": lambda j: min(LOMAX.log_moment(j), 1.0 + LOMAX.log_moment(1))
+    },
+    "density that falls": {"magnitude_quantile": lambda p: np.sqrt(p)},
+    "and 0 at 0": {"magnitude_quantile": lambda p: LOMAX.magnitude_quantile(p) + 0.1},
+    "kept_energy": {"kept_energy": lambda q: 1.0 - q**2},
+    "magnitude with": {"magnitude": lambda u: 1.01 * LOMAX.magnitude(u)},
+}
+
+
+@pytest.mark.parametrize("named", BROKEN)
+def test_a_family_that_contradicts_itself_is_refused(named):
+    """On trust, theorems would certify by moments that the sampled weights do not have."""
+    with pytest.raises(ValueError, match=f"family = 'lomax'.*{named}"):
+        laws.Law(dataclasses.replace(LOMAX, **BROKEN[named]))
+
+
+def test_a_name_proves_nothing():
+    family = dataclasses.replace(LOMAX, name="normal")
+    assert (
+        domination.gaussian_deviation(family) == domination.gaussian_lipschitz(family) == math.inf
+    )
 
 
 def test_bits_of_another_width_are_refused():

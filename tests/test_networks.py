@@ -278,6 +278,8 @@ def test_equal_networks_share_compiled_programs():
         (lambda: networks.dense((4, -1)), "width"),
         (lambda: networks.dense((4, 2.0)), "width"),
         (lambda: networks.dense((4, True)), "width"),
+        (lambda: networks.dense((4,) * 258), "layers = 257"),
+        (lambda: networks.convolutional((1,) * 257, 8, outputs=2), "layers = 257"),
         (lambda: networks.dense((4, 4), "tanh"), "activation"),
         (lambda: networks.convolutional((3, 4), 8, activation=jnp.tanh), "activation"),
         (lambda: networks.dense((2**20, 2**20)), "dense1"),

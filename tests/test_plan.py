@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import tomllib
 from importlib import resources
 
@@ -10,6 +11,7 @@ import pytest
 from jaxprune import laws, networks, pruning
 from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.studies import plan as plans
+from jaxprune.studies.plan import experiments
 
 FULL_PLAN = "6e6124b5648ca173276b4be07d5a5c3bb197797569135a982fb4703961e70640"
 """Of version 0.1.0's default plan: its counts can be compared for as long as it does not change."""
@@ -307,6 +309,41 @@ def test_bad_files(tmp_path, content, named):
     with pytest.raises(ValueError, match=named) as caught:
         plans.load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_file_without_an_end_is_refused(tmp_path, make):
+    make(tmp_path / "plan.toml")
+    with pytest.raises(ValueError, match=r"plan.toml': no regular file"):
+        plans.load(tmp_path / "plan.toml")
+
+
+LARGE = {
+    "400000 cases": {"alpha": [0.5] * 100_000},
+    "22000 claims": {"eps": [1.0] * 2750},
+    "40008 layers": {"widths": [[4] * 5002] * 2},
+    "30000 layers": {"widths": [[4, 4, 4, 4]] * 2500},
+    "number of epsilons = 1001": {"eps": [1.0] * 1001, "alpha": [0.5], "pruning": "random"},
+    "layers = 300": {"widths": [4] * 301},
+}
+
+
+@pytest.mark.parametrize("named", LARGE)
+def test_the_size_of_a_plan_is_counted_before_anything_is_certified(monkeypatch, named):
+    monkeypatch.setattr("jaxprune.bounds.certify", lambda *_, **__: pytest.fail("certified"))
+    source = copy.deepcopy(SMALL)
+    source["experiment"] = [source["experiment"][0] | LARGE[named]]
+    with pytest.raises(ValueError, match=named) as refusal:
+        plans.parse(source)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_the_size_of_a_plan_is_that_of_its_cases(case):
+    experiment = SMALL["experiment"][case]
+    cases = plans.parse(SMALL | {"experiment": [experiment]}).cases
+    claims, layers = sum(len(c.eps) for c in cases), sum(len(c.network.layers) for c in cases)
+    assert experiments.size(experiment) == (len(cases), claims, layers)
 
 
 def test_missing_file(tmp_path):

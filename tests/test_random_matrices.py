@@ -7,12 +7,16 @@ import math
 
 import numpy as np
 import pytest
+from heavy_law import LOMAX
 from random_layers import (
     CONV,
     FALSE_ALARM,
     LAWS,
     convolution_norms,
+    layer_norms,
+    most_failures,
     removed_bound,
+    removed_part,
 )
 from scipy import integrate, special, stats
 
@@ -171,3 +175,29 @@ def test_threshold_moments_of_normal_weights_against_quadrature(count, removed):
         )
         exact = integrate.quad(power, 0.0, 12.0, epsabs=0, limit=500, points=[0.1, 1.0, 3.0])[0]
         assert -1e-7 <= value - math.log(exact) <= 2 * p * 5e-3
+
+
+@pytest.mark.parametrize("method", pruning.METHODS)
+def test_two_finite_moments_are_enough(method):
+    """Every theorem of a law without a third even moment, against NumPy's norms; some say less."""
+    layer, law, delta = networks.Dense(10, 12), laws.Law(LOMAX, "lecun"), 0.2
+    rng = np.random.default_rng(5)
+    shape = (2000, *layer.weight_shape)
+    x = LOMAX.magnitude_quantile(rng.random(shape)) * rng.choice([-1.0, 1.0], shape)
+    w = law.scale(*layer.fans) * x
+    parts = {"weights": w, "removed": removed_part(rng, w, method, 12)}
+    said = {
+        "weights": bounds.norm_bounds(layer, law, delta=delta),
+        "removed": bounds.removed_norm_bounds(
+            layer, law, pruning.METHODS[method], pruning.Count(12), delta=delta
+        ),
+    }
+    for part, answers in said.items():
+        found = layer_norms(layer, parts[part])
+        assert answers[0].value < 10 * np.quantile(found, 1.0 - delta)
+        for answer in answers:
+            assert np.sum(found > answer.value) <= most_failures(len(w), delta), answer
+    certificate = bounds.certify(
+        networks.dense((8, 10, 12, 4)), law, pruning.METHODS[method], pruning.Count(9)
+    )
+    assert 0.0 < certificate.eps < math.inf

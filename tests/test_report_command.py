@@ -186,6 +186,32 @@ def test_no_text_becomes_a_formula(verified, text):
     assert shown.startswith("'") and not re.search(r"[\x00-\x1f]", shown)
 
 
+def test_a_text_is_one_cell_whatever_separates_cells(verified):
+    """A semicolon where the reader's country has it for a comma, and quotation marks within."""
+    result = copy.deepcopy(verified)
+    for text in ("x;=cmd|'/c calc'!A1", 'a";=1+1;"b', 'a; "@x', "a\t=1", "a,b"):
+        result["cells"][0]["network"] = text
+        source = report.to_csv(result)
+        assert source.splitlines()[1].startswith('"\'=HYPERLINK(1)","')
+        for separator in ",;\t":
+            rows = list(csv.reader(io.StringIO(source), delimiter=separator))
+            cells = [cell for row in rows for cell in row]
+            assert not any(cell.lstrip(' "').startswith(("=", "+", "-", "@")) for cell in cells)
+    assert next(csv.DictReader(io.StringIO(source)))["network"] == "a,b"
+
+
+def test_surrogates_of_a_foreign_result_become_spaces(verified, tmp_path):
+    pytest.importorskip("pyarrow")
+    import pandas
+
+    result = copy.deepcopy(verified)
+    result["cells"][0] |= {"network": "a\ud83db", "layers": ["\udc80"], "\ud800": 1.0}
+    reading.check(result)
+    report.write_parquet(result, tmp_path / "a.parquet")
+    back = pandas.read_parquet(tmp_path / "a.parquet")
+    assert back["network"][0] == "a b" and back["layers"][0] == '[" "]' and back[" "][0] == 1.0
+
+
 def test_data_frame_and_data_set(verified):
     pytest.importorskip("pandas")
     frame = report.to_dataframe(verified)

@@ -323,6 +323,7 @@ def test_a_proposal_that_misses_the_event_is_seen():
         (lambda: Splitting(steps=0), "steps = 0: "),
         (lambda: Splitting(replicas=9), "replicas = 9: an integer from 10 "),
         (lambda: Splitting(scale=0.0), "scale = 0.0: "),
+        (lambda: Splitting(2**20, 1, 10**4, 10**4), "particles * steps * replicas = 1048576"),
         (lambda: Splitting(scale=1.5), "scale = 1.5: a finite number in [0.001, 1]"),
         (lambda: estimate(LINEAR, True, QUICK), "target = True: "),
         (lambda: Splitting(floor=0.0), "floor = 0.0: "),

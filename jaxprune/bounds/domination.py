@@ -6,10 +6,10 @@ convex order, and how tightly Lipschitz functions of the entries concentrate. RE
 
 import math
 
-from jaxprune.laws import Family
+from jaxprune.laws import NORMAL, UNIFORM, Family
 
-_OWN_DEVIATION = {"normal": 1.0}
-_OWN_LIPSCHITZ = {"normal": 1.0, "uniform": 2 / math.pi}
+_OWN_DEVIATION = {NORMAL: 1.0}
+_OWN_LIPSCHITZ = {NORMAL: 1.0, UNIFORM: 2 / math.pi}
 
 
 def gaussian_deviation(family: Family, level: float = 1.0) -> float:
@@ -27,7 +27,7 @@ def gaussian_deviation(family: Family, level: float = 1.0) -> float:
       s, infinity if there is none.
     """
     bound = float(family.magnitude_quantile(level)) if level < 1.0 else family.bound
-    return min(_OWN_DEVIATION.get(family.name, math.inf), bound * math.sqrt(2 * math.pi) / 4)
+    return min(_OWN_DEVIATION.get(family, math.inf), bound * math.sqrt(2 * math.pi) / 4)
 
 
 def gaussian_lipschitz(family: Family, level: float = 1.0) -> float:
@@ -46,7 +46,7 @@ def gaussian_lipschitz(family: Family, level: float = 1.0) -> float:
     Returns:
       c, infinity if there is none.
     """
-    if family.name in _OWN_LIPSCHITZ:
-        return level * _OWN_LIPSCHITZ[family.name]
+    if family in _OWN_LIPSCHITZ:
+        return level * _OWN_LIPSCHITZ[family]
     bound = float(family.magnitude_quantile(level)) if level < 1.0 else family.bound
     return 2 * bound

@@ -35,7 +35,7 @@ from jaxprune.bounds.trace_moments import (
     tree_walks,
     truncated_log_moments,
 )
-from jaxprune.laws import UNIFORM, Family, Law
+from jaxprune.laws import NORMAL, UNIFORM, Family, Law
 from jaxprune.networks import Layer
 from jaxprune.pruning import METHODS, Amount, Pruning
 
@@ -84,7 +84,7 @@ def _dominated_members(family, size, level=1.0) -> tuple[Member, ...]:
     deviation = gaussian_deviation(family, level)
     if size.taps > 1 or not math.isfinite(deviation):
         return ()
-    own = family.name == "normal" and level == 1.0
+    own = family == NORMAL and level == 1.0
     name, reference = ("Gaussian", _GAUSSIAN) if own else ("convex order", _CONVEX_ORDER)
     mean = deviation * (math.sqrt(size.rows) + math.sqrt(size.columns))
     return (Concentrated(name, reference, mean, gaussian_lipschitz(family, level)),)

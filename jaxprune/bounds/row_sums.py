@@ -9,7 +9,12 @@ import numpy as np
 from scipy import special
 
 from jaxprune.bounds.norm_family import ORDERS, Tail, TraceMoments
-from jaxprune.bounds.trace_moments import Size, log_series_power, sum_log_moments
+from jaxprune.bounds.trace_moments import (
+    Size,
+    finite_moments,
+    log_series_power,
+    sum_log_moments,
+)
 
 _REFERENCE = "README theorem 8, part 2; Markov's inequality"
 
@@ -22,10 +27,10 @@ def row_sum_tail(log_moment: np.ndarray, density: float, size: Size) -> Tail:
       density: the probability that it is.
       size: of a dense layer.
     """
-    order = ORDERS[-1]
+    order = min(ORDERS[-1], finite_moments(log_moment))
     log_sum, present = sum_log_moments(log_moment[:order], density, size.columns)
     k = np.arange(1, order + 1)
     row = np.concatenate([[0.0], log_sum + math.log(present) - special.gammaln(k + 1)])
     total = log_series_power(row, size.rows)[1:] + special.gammaln(k + 1)
-    moments = tuple(float(total[p - 1]) for p in ORDERS)
+    moments = tuple(float(total[p - 1]) if p <= order else math.inf for p in ORDERS)
     return Tail(1.0, (TraceMoments("row sums", _REFERENCE, moments),))

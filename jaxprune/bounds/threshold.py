@@ -86,6 +86,8 @@ def threshold_log_moments(
             steps = np.log(-np.expm1(-2 * p * np.diff(log_tau))) + 2 * p * log_tau[1:]
             terms = [*(log_exceeds[:-1] + steps), 2 * p * log_tau[0]]
             if not bounded:
-                terms.append(0.5 * (math.log(count) + family.log_moment(2 * p) + log_exceeds[-1]))
+                beyond = math.log(count) + family.log_moment(2 * p)
+                beyond += log_exceeds[-1] if math.isfinite(beyond) else 0.0
+                terms.append(0.5 * beyond)
             moments.append(float(special.logsumexp(terms)))
     return np.array(moments)

@@ -199,7 +199,8 @@ def log_series_power(log_series: np.ndarray, power: int) -> np.ndarray:
 def trace_log_moments(
     log_moment: np.ndarray, density: float, size: Size, compare: Callable = comparison
 ) -> tuple[float, ...]:
-    """At least `log Σ_ω E tr (K̂(ω) K̂(ω)*)^p`, one a p of `ORDERS` (README, theorems 1 and 4).
+    """At least `log Σ_ω E tr (K̂(ω) K̂(ω)*)^p`, one a p of `ORDERS` (README, theorems 1 and 4);
+    infinity where a weight's moment of order 2p is.
 
     Args:
       log_moment: `log μ_k` of a weight that is present, k = 1 .. the highest order.
@@ -207,9 +208,17 @@ def trace_log_moments(
       size: of the layer.
       compare: `comparison`, `tree_walks` or `same_variance`.
     """
-    log_sum, present = sum_log_moments(log_moment, density, size.taps)
-    union = math.log(size.frequencies)
-    return tuple((union + compare(log_sum, present, size.rows, size.columns)).tolist())
+    known = finite_moments(log_moment)
+    log_sum, present = sum_log_moments(log_moment[:known], density, size.taps)
+    orders = [p for p in ORDERS if p <= known]
+    bound = compare(log_sum, present, size.rows, size.columns, orders)
+    infinite = (math.inf,) * (len(ORDERS) - len(orders))
+    return (*(math.log(size.frequencies) + bound).tolist(), *infinite)
+
+
+def finite_moments(log_moment: np.ndarray) -> int:
+    """How many moments of a law are finite, from the first on: higher ones bound nothing."""
+    return int(np.argmin(np.append(np.isfinite(log_moment), False)))
 
 
 def log_moments(family: Family, p: int) -> np.ndarray:

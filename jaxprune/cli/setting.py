@@ -29,7 +29,7 @@ def read_setting(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
       ValueError: a name or number out of range.
     """
-    depth = validation.integer("depth", args.depth, 1, 1000)
+    depth = validation.integer("depth", args.depth, 1, networks.MAX_LAYERS)
     activation = options.read_activation(args)
 
     def network_of_width(d):

@@ -61,6 +61,10 @@ class LayerAccount:
         }
 
 
+MAX_KEPT = 10**7
+"""Trials of an account, which keeps numbers of every layer of each."""
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _account_block(design, order, numbers, high, low):
     def one(h, l):
@@ -109,6 +113,7 @@ def layer_account(
       ValueError: an argument outside its range, or a network that does not fit in memory.
     """
     validation.choice("order", order, ORDERS)
+    validation.integer("trials", trials, 1, MAX_KEPT)
     if isinstance(domain, LinfBall):
         raise ValueError(f"domain = {domain}: UnitBall(...) or inputs are needed")
     run = prepare(

@@ -44,8 +44,8 @@ def simulate(
         layer, so that trial i prunes network i.
       pruning: the method, `magnitude`, `random` or `bernoulli`.
       amount: `Fraction`, `Sublinear` or `Count`, of every pruned layer.
-      eps: the epsilons, positive, fixed before sampling.
-      trials: how many independent pairs.
+      eps: up to 1000 epsilons, positive, fixed before sampling.
+      trials: how many independent pairs, at most 10^10 without `until`.
       layers: which layers are pruned, see `networks.select_layers`.
       domain: `UnitBall(...)`, `LinfBall(...)`, or `(n, *in_shape)` inputs over which the gap is
         taken.
@@ -81,6 +81,13 @@ def simulate(
     return tally_run(run, eps, progress, until)
 
 
+MAX_EPS = 1000
+"""Of one simulation: every block, and every claim of a result, has counts of its own at each."""
+
+MAX_TRIALS_AT_ONCE = 10**10
+"""Of a run that keeps no block and stops for no verdict: some hours for the smallest networks."""
+
+
 class Tallied(NamedTuple):
     """A block that was run and tallied."""
 
@@ -92,6 +99,7 @@ def empty_tally(run: Run, eps: Sequence[float], cap: float = math.inf) -> Tally:
     """Of no trial yet; see `Tally` for the cap."""
     if not isinstance(eps, Sequence | np.ndarray) or not len(eps):
         raise ValueError(f"eps = {eps!r}: a list of at least one number is needed")
+    validation.integer("number of epsilons", len(eps), 1, MAX_EPS)
     eps = tuple(validation.real("eps", e, 0.0, math.inf) for e in eps)
     labelled = 0 if run.numbers.labelled is None else len(run.numbers.labelled[1])
     return Tally(eps, cap=cap, labelled=labelled)
@@ -116,6 +124,8 @@ def tally_run(
     until: Callable[[Tally], bool] | None = None,
 ) -> Tally:
     """Runs all blocks and tallies them; see `simulate`."""
+    if until is None:
+        validation.integer("trials", run.trials, 1, MAX_TRIALS_AT_ONCE)
     tally, ended = empty_tally(run, eps), False
 
     def wanted():

@@ -1,9 +1,8 @@
 """Results as plain rows: CSV, Parquet, pandas, xarray."""
 
-import csv
 import importlib
-import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from jaxprune.report.words import plain
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters by which a spreadsheet takes a cell for a formula."""
+
+_BEHIND_SEMICOLON = re.compile(r';(?=[\s"]*[=+\-@])')
 
 
 def records(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -47,31 +48,36 @@ def _flat(prefix, value):
 
 
 def to_csv(result: Mapping[str, Any]) -> str:
-    """`records` as CSV. Texts have no control characters, and none starts as a formula does: such
-    a one gets an apostrophe in front."""
+    """`records` as CSV. Every text is in quotation marks and has no control characters. None starts
+    as a formula does, nor does any part of one behind a semicolon, which separates cells in some
+    countries: such a part gets an apostrophe in front."""
     rows = records(result)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(map(_inert, names))
-    writer.writerows([_inert(row.get(name)) for name in names] for row in rows)
-    return stream.getvalue()
+    lines = [names, *([row.get(name) for name in names] for row in rows)]
+    return "".join(",".join(map(_cell, line)) + "\n" for line in lines)
 
 
-def _inert(value):
+def _cell(value):
+    if value is None:
+        return ""
     if not isinstance(value, str):
-        return value
+        return str(value)
     shown = plain(value)
-    return f"'{shown}" if value.startswith(FORMULA) or shown.lstrip().startswith(FORMULA) else shown
+    if value.startswith(FORMULA) or shown.lstrip().startswith(FORMULA):
+        shown = f"'{shown}"
+    shown = _BEHIND_SEMICOLON.sub(";'", shown)
+    return '"' + shown.replace('"', '""') + '"'
 
 
 def to_dataframe(result: Mapping[str, Any]) -> Any:
-    """`records` as a `pandas.DataFrame`.
+    """`records` as a `pandas.DataFrame`; texts and names have no control characters.
 
     Raises:
       ValueError: pandas is not installed.
     """
-    return optional("pandas").DataFrame(records(result))
+    shown = lambda value: plain(value) if isinstance(value, str) else value
+    rows = ({plain(name): shown(value) for name, value in row.items()} for row in records(result))
+    return optional("pandas").DataFrame(list(rows))
 
 
 def to_xarray(result: Mapping[str, Any]) -> Any:
@@ -107,15 +113,14 @@ def to_xarray(result: Mapping[str, Any]) -> Any:
 
 
 def write_parquet(result: Mapping[str, Any], path: Path) -> None:
-    """`records` as a new Parquet file; texts have no control characters.
+    """`to_dataframe` as a new Parquet file.
 
     Raises:
       ValueError: pandas or pyarrow is not installed, or a column is of no one type.
       FileExistsError: there is one.
     """
     arrow = optional("pyarrow")
-    frame = to_dataframe(result).map(lambda x: plain(x) if isinstance(x, str) else x)
-    content = io.BytesIO()
+    frame, content = to_dataframe(result), io.BytesIO()
     try:
         frame.to_parquet(content, engine="pyarrow")
     except (arrow.ArrowException, OverflowError) as error:

@@ -40,6 +40,9 @@ EXTINCT = "extinct"
 
 SPREAD_LEVEL = 1e-3
 
+MAX_MOVES = 10**10
+"""Of a level and a splitting, where each moves a pair and brackets its gap."""
+
 LEAST_SCALE = 1e-3
 """Of the moves: shorter ones go nowhere."""
 
@@ -92,6 +95,8 @@ class Splitting:
         validation.integer("kill", self.kill, 1, self.particles - 1)
         validation.integer("steps", self.steps, 1, 10_000)
         validation.integer("replicas", self.replicas, 10, 10_000)
+        moves = self.particles * self.steps * self.replicas
+        validation.integer("particles * steps * replicas", moves, 1, MAX_MOVES)
         validation.real("scale", self.scale, LEAST_SCALE, 1.0, open=False)
         validation.real("floor", self.floor, 0.0, 1.0)
 

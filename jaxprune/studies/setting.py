@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxprune import engine, validation
 from jaxprune.engine import keys
+from jaxprune.engine.simulate import MAX_TRIALS_AT_ONCE
 from jaxprune.gaps import UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network, select_layers
@@ -15,6 +16,8 @@ from jaxprune.statistics import least_trials, level_of_one
 from jaxprune.studies.result import Progress, law_source
 
 MAX_CELLS = 100_000
+MAX_WIDTHS = 100
+"""Each is a program of its own."""
 
 Layers = str | Sequence[str] | Callable[[str], bool]
 
@@ -99,6 +102,8 @@ def setting(
     if not isinstance(widths, Iterable) or isinstance(widths, str) or not len(tuple(widths)):
         raise ValueError(f"widths = {widths!r}: a list of at least one width is needed")
     widths = tuple(sorted({validation.integer("width", d, 1) for d in widths}))
+    validation.integer("number of widths", len(widths), 1, MAX_WIDTHS)
+    trials = validation.integer("trials", trials, 1, MAX_TRIALS_AT_ONCE)
     domain = UnitBall() if domain is None else domain
     return Setting(
         widths,
@@ -106,7 +111,7 @@ def setting(
         validation.instance("law", law, Law, "uniform(...) or normal(...)"),
         validation.instance("pruning", pruning, Pruning, "jp.magnitude, jp.random or jp.bernoulli"),
         layers,
-        validation.integer("trials", trials, 1, keys.MAX_TRIALS),
+        trials,
         validation.real("confidence", confidence, 0.0, 1.0),
         validation.instance("domain", domain, UnitBall, "UnitBall(...)"),
         validation.integer("seed", seed, 0, keys.MAX_SEED),

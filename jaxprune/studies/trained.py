@@ -72,7 +72,7 @@ class Recipe:
     weight_decay: float = 0.0
 
     def __post_init__(self):
-        validation.integer("steps", self.steps, 1)
+        validation.integer("steps", self.steps, 1, 10**6)
         validation.integer("batch", self.batch, 1, 2**20)
         validation.real("learning_rate", self.learning_rate, 0.0, math.inf)
         validation.real("weight_decay", self.weight_decay, 0.0, math.inf, open=False)

@@ -14,9 +14,9 @@ from jaxprune.studies.plan.keys import (
     UNIT_BALL,
 )
 from jaxprune.studies.plan.reading import (
+    BUDGET,
     BUNDLED,
     FIRST,
-    MAX_CASES,
     MAX_PLAN_BYTES,
     load,
     parse,
@@ -24,11 +24,11 @@ from jaxprune.studies.plan.reading import (
 from jaxprune.studies.plan.records import Case, Plan
 
 __all__ = [
+    "BUDGET",
     "BUNDLED",
     "EXPERIMENT_KEYS",
     "FIRST",
     "LINF_BALL",
-    "MAX_CASES",
     "MAX_PLAN_BYTES",
     "PLAN_KEYS",
     "TEST_IMAGES",

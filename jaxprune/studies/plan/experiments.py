@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxprune import activations, bounds, laws, networks, pruning, validation
 from jaxprune.engine import keys
+from jaxprune.engine.simulate import MAX_EPS
 from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network
@@ -15,6 +16,34 @@ from jaxprune.studies import trained
 from jaxprune.studies.plan.keys import EXPERIMENT_KEYS, LINF_BALL, TEST_IMAGES, THEOREM, UNIT_BALL
 from jaxprune.studies.plan.records import Case
 from jaxprune.studies.trained import Recipe
+
+
+class Size(NamedTuple):
+    """How much a plan, or a part of it, asks for.
+
+    Attributes:
+      cases: simulations.
+      claims: of all cases.
+      layers: of all cases' networks.
+    """
+
+    cases: int
+    claims: int
+    layers: int
+
+
+def size(source: Mapping[str, Any]) -> Size:
+    """The size of an experiment whose values are not checked yet."""
+    count = lambda key: len(source[key]) if isinstance(source.get(key), list) else 1
+    rows = source.get("widths", source.get("channels"))
+    rows = rows if isinstance(rows, list) else []
+    rows = rows if rows and isinstance(rows[0], list) else [rows]
+    more = ("outputs" in source) - 1
+    networks = [len(row) + more if isinstance(row, list) else 0 for row in rows]
+    amounts = sum(count(key) for key in _AMOUNTS if key in source)
+    each = count("pruning") * count("domain") * amounts
+    cases = len(networks) * each
+    return Size(cases, cases * count("eps"), sum(networks) * each)
 
 
 def read_cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Case]:
@@ -40,6 +69,7 @@ def read_cases(source: Mapping[str, Any], trials: int, delta: float) -> list[Cas
         else validation.real("eps", e, 0.0, float("inf"))
         for e in _list(_needed(source, "eps"))
     ]
+    validation.integer("number of epsilons", len(asked), 1, MAX_EPS)
     if THEOREM in asked and isinstance(targets, Recipe):
         raise ValueError(f"eps = {THEOREM!r}: there is no theorem for trained networks")
     if THEOREM in asked and LINF_BALL in domains:
@@ -114,6 +144,7 @@ def _networks(source) -> list[Network]:
     ]
 
 
+_AMOUNTS = {"alpha": pruning.Sublinear, "sparsity": pruning.Fraction, "count": pruning.Count}
 _CONVOLUTIONAL = ("size", "kernel", "strides", "padding", "outputs")
 
 
@@ -134,11 +165,10 @@ def _targets(source) -> Law | Recipe:
 
 
 def _amounts(source) -> list[Amount]:
-    kinds = {"alpha": pruning.Sublinear, "sparsity": pruning.Fraction, "count": pruning.Count}
-    given = [key for key in kinds if key in source]
+    given = [key for key in _AMOUNTS if key in source]
     if not given:
-        raise ValueError(f"amount: one of {', '.join(kinds)} is needed")
-    return [kinds[key](value) for key in given for value in _list(source[key])]
+        raise ValueError(f"amount: one of {', '.join(_AMOUNTS)} is needed")
+    return [_AMOUNTS[key](value) for key in given for value in _list(source[key])]
 
 
 def _needed(source, key):

@@ -9,12 +9,15 @@ from typing import Any
 from jaxprune import bits, validation
 from jaxprune.engine import keys
 from jaxprune.statistics import CORRECTIONS, E_BH, HOLM
-from jaxprune.studies.plan.experiments import read_cases, read_tables, read_text
+from jaxprune.studies.plan.experiments import Size, read_cases, read_tables, read_text, size
 from jaxprune.studies.plan.keys import PLAN_KEYS
 from jaxprune.studies.plan.records import Plan
 
 MAX_PLAN_BYTES = 2**20
-MAX_CASES = 10_000
+
+BUDGET = Size(cases=10_000, claims=20_000, layers=20_000)
+"""At most so much of a plan, counted before anything is built: a layer of a case takes tenths of a
+second to certify, and a report reads no more claims."""
 
 FIRST = "first"
 BUNDLED = {
@@ -59,9 +62,13 @@ def _bundled(name: str) -> str:
 def _read(path: Path) -> str:
     named = f"plan = {str(path)!r}"
     try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
+        if path.exists() and not path.is_file():  # a device or a pipe may have no end
+            raise ValueError(f"{named}: no regular file")
+        with path.open("rb") as file:
+            data = file.read(MAX_PLAN_BYTES + 1)
+        if len(data) > MAX_PLAN_BYTES:
             raise ValueError(f"{named}: at most {MAX_PLAN_BYTES} bytes allowed")
-        return path.read_text("utf-8")
+        return data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         if isinstance(error, FileNotFoundError) and not path.suffix:
@@ -101,14 +108,16 @@ def parse(
     stream = validation.choice("stream", source.get("stream", bits.STANDARD), bits.STREAMS)
     runs = validation.integer("runs", source.get("runs", 1), 1, 1000)
     default_trials = validation.integer("trials", source.get("trials", 1000), 1, keys.MAX_TRIALS)
+    counted = Size(*(sum(of) for of in zip(*map(size, experiments), strict=True)))
+    for what, count, most in zip(Size._fields, counted, BUDGET, strict=True):
+        if count > most:
+            raise ValueError(f"experiment: {count} {what} in all, at most {most} are allowed")
     cases = []
     for i, experiment in enumerate(experiments, start=1):
         try:
             cases += read_cases(experiment, default_trials, delta)
         except ValueError as error:
             raise ValueError(f"experiment {i}: {error}") from None
-        if len(cases) > MAX_CASES:
-            raise ValueError(f"experiment {i}: the plan has more than {MAX_CASES} cases")
     title = read_text("title", source.get("title", "Untitled plan"))
     source |= {"title": title, "seed": seed, "delta": delta, "confidence": confidence}
     source |= {"until_decided": until_decided, "correction": correction, "runs": runs}
