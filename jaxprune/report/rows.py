@@ -1,6 +1,7 @@
 """Results as plain rows: CSV, Parquet, pandas, xarray."""
 
 import importlib
+import io
 import json
 import re
 from collections.abc import Mapping
