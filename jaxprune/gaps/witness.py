@@ -124,6 +124,6 @@ def rounded(gap: Gap) -> Gap:
     """The bracket in float32, rounded outward."""
     with jax.enable_x64(True):
         least = jnp.finfo(jnp.float32).tiny
-        lower = jnp.where(gap.lower < 2.0 * least, 0.0, gap.lower * (1.0 - 2.0**-22))
-        upper = jnp.where(gap.upper == 0.0, 0.0, gap.upper * (1.0 + 2.0**-22) + least)
+        lower = jnp.where(gap.lower < 2.0 * least, 0.0, gap.lower * (1.0 - 2.0**-23))
+        upper = jnp.where(gap.upper == 0.0, 0.0, gap.upper * (1.0 + 2.0**-23) + least)
         return Gap(lower.astype(jnp.float32), upper.astype(jnp.float32))
