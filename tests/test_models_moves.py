@@ -167,10 +167,11 @@ def test_changed_share_is_clopper_pearson():
 
 
 @pytest.mark.parametrize(
-    "kind", [np.int64, pytest.param(np.uint64, marks=ci), pytest.param(np.int8, marks=ci)]
+    "kind",
+    [np.int64, ">i4", pytest.param(np.uint64, marks=ci), pytest.param(np.int8, marks=ci)],
 )
 def test_whole_numbers_are_inputs(kind):
-    """Tokens of an embedding, in the type that NumPy gives them."""
+    """Tokens of an embedding, in the type and byte order that NumPy gives them."""
     table = {"w": np.arange(1.0, 9.0, dtype=np.float32).reshape(4, 2)}
     masks = Masks({"w": np.arange(8).reshape(4, 2) != 5})
     x = np.array([0, 2, 3], kind)
@@ -366,6 +367,12 @@ def test_nan_weights_and_inputs_are_counted():
         (lambda m, k: moves(m, k, data(6)[:, 0]), r"x: float32 of shape \(6,\)"),
         (lambda m, k: moves(m, k, np.array(["a", "b"])), r"x: <U1 of shape \(2,\); numbers"),
         (lambda m, k: moves(m, k, [[1.0], [1.0, 2.0]]), "x = .*: an array of numbers"),
+        (
+            lambda m, k: moves(
+                ({"w": np.ones((6, 4), ">f4")}, lambda p, x: x @ p["w"]), k, data(5)
+            ),
+            "w is >f4: the machine's own byte order is needed, ",
+        ),
         (lambda m, k: moves(m, k, np.ma.ones((5, 6))), "x: a masked array, whose mask would be"),
         (lambda m, k: moves(m, k, data(5), np.ma.ones(5, int)), "labels: a masked array"),
         (lambda m, k: moves(m, Masks({"9.w": np.ones((1, 1), bool)}), data(5)), "9.w"),
@@ -423,6 +430,21 @@ def test_one_output_is_a_logit(shape):
         (before == labels).sum(),
         (after == labels).sum(),
     )
+
+
+def test_leaves_that_are_no_arrays_are_the_model_s_own():
+    """Functions, texts and numbers among the parameters are what they are, not traced."""
+    params, x = {**mlp(), "act": jax.nn.relu, "name": "mlp", "deep": True, "times": 2}, data()
+    model = params, lambda p, x: apply(p if p["deep"] else None, x, p["act"]) * p["times"]
+    masks = smallest_removed(mlp(), 0.5)
+    expected = 2 * np.linalg.norm(outputs64(mlp(), x) - outputs64(applied(mlp(), masks), x), axis=1)
+    for pruned in (masks, masks.apply(params)):
+        moved = moves(model, pruned, x)
+        np.testing.assert_allclose(moved.distances, expected, rtol=1e-4, atol=1e-5)
+        assert moved.float64_note == ""
+    # Other parameters may have others of them.
+    moved = moves(model, masks.apply(params) | {"times": 0}, x)
+    np.testing.assert_allclose(moved.distances, moved.sizes)
 
 
 def finetuned_is_another(model, trained, masks, x):

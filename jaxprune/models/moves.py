@@ -349,7 +349,7 @@ def _numbers(x):
     x = validation.array("x", x)
     if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool):
         raise ValueError(f"x: {x.dtype} of shape {x.shape}; numbers are needed")
-    return x
+    return x.astype(x.dtype.newbyteorder("="), copy=False)
 
 
 def _check_runs(name, model, x, batch):
