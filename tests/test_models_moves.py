@@ -74,11 +74,12 @@ def record(distances, sizes=None, **fields):
 
 def test_counts_by_definition():
     assert record([1.0, 2.0, 3.0]).counts(2.5) == Counts(2, 0, 1, 0)
-    # Float64 knows a distance of 2 outputs to 9 in 2^53.
-    moved = record([2.0])
-    assert moved.counts(2.0) == Counts(0, 1, 0, 0)
-    assert moved.counts(2.0 * (1 + 12 * 2.0**-53)) == Counts(1, 0, 0, 0)
-    assert moved.counts(2.0 * (1 - 12 * 2.0**-53)) == Counts(0, 0, 1, 0)
+    # Float64 knows a distance of 2 outputs to 9 in 2^53, here 4.5 of its last places.
+    moved, place = record([2.0]), 2.0**-51
+    assert moved.counts(2.0) == moved.counts(2.0 + 3 * place) == Counts(0, 1, 0, 0)
+    assert moved.counts(2.0 - 3 * place) == Counts(0, 1, 0, 0)
+    assert moved.counts(2.0 + 7 * place) == Counts(1, 0, 0, 0)
+    assert moved.counts(2.0 - 7 * place) == Counts(0, 0, 1, 0)
     assert record([0.0]).counts(5e-324) == Counts(1, 0, 0, 0)
     strange = record([0.0, np.nan, np.inf, 0.0], [1.0, 1.0, 1.0, np.inf])
     assert strange.counts(5.0) == Counts(1, 0, 0, 3)

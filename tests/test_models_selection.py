@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.models.selection import lowest, signed_keys
+from jaxprune.models.selection import lowest, padded, signed_keys
 
 KEYS = jax.jit(signed_keys)
 KINDS = ["spread", "tied", "tiny", "zeros", "below", "infinite"]
@@ -42,6 +42,16 @@ def test_lowest_is_a_stable_sort(size, dtype):
             negative = int((scores < 0).sum())
             for k in {0, 1, size // 3, negative, min(negative + 1, size), size - 1, size}:
                 np.testing.assert_array_equal(lowest(scores, k), stable(scores, k), f"{kind} {k}")
+
+
+def test_lengths_that_sizes_share():
+    """Few, long enough, and not too long for the indices of 32 bits."""
+    sizes = [0, 1, 4096, 4097, 2**20, 2**20 + 1, 10**8, 2**31 - 2, 2**31 - 1]
+    lengths = [padded(size) for size in sizes]
+    assert all(size <= length < 2**31 for size, length in zip(sizes, lengths, strict=True))
+    assert lengths[:6] == [4096, 4096, 4096, 8192, 2**20, 2**21] and lengths[-1] == 2**31 - 1
+    assert len({padded(size) for size in range(2**20)}) == 9
+    assert padded(10**8) < 10**8 + 2**20
 
 
 def test_float64_is_told_apart_where_float32_is_not():

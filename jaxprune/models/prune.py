@@ -302,11 +302,13 @@ def _warn_of_norms(params, structure, shapes, masks):
     """Says what removed neurons put out behind a norm, which is nowhere in the masks."""
     sizes = {path: math.prod(structure.units(shape)) for path, shape in shapes.items()}
     found = {name: x.size for name, x in floating(params).items()}
+    of = norms(params)
+    seen_to = {of[name] for name in masks if name in of}
     behind = {
         norm: path
         for path, size in sizes.items()
-        for name, norm in norms(params).items()
-        if found.get(name) == size and name not in masks
+        for name, norm in of.items()
+        if found.get(name) == size and norm not in seen_to
     }
     if behind:
         norm, path = min(behind.items())

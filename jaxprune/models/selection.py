@@ -10,8 +10,9 @@ from jaxprune.pruning.selection import TOP
 INFINITY = 0x7F800000
 """The magnitude key of infinity."""
 
-SHORTEST = 4096
-"""Scores below which one program serves all arrays; above, one for each power of two."""
+SHORTEST, LONG = 2**12, 2**20
+"""One program serves all arrays below the first, one each power of two up to the second, and one
+each multiple of the second beyond."""
 
 
 @jax.jit
@@ -33,7 +34,9 @@ def lowest(scores: jax.Array, k: jax.Array) -> jax.Array:
 
 def padded(size: int) -> int:
     """The length, at least `size`, that arrays of this and many other sizes share."""
-    return max(SHORTEST, 1 << (size - 1).bit_length()) if size else SHORTEST
+    if size <= LONG:
+        return max(SHORTEST, 1 << max(size - 1, 0).bit_length())
+    return min(-(-size // LONG) * LONG, TOP)
 
 
 def lowest_on_host(scores: np.ndarray, k: int) -> np.ndarray:
