@@ -56,7 +56,9 @@ def test_distances_classes_and_labels_are_numpy_s():
 def test_batches_do_not_matter(batch):
     params, x = mlp(), data()
     masks = smallest_removed(params, 0.5)
-    whole, parts = moves((params, apply), masks, x), moves((params, apply), masks, x, batch=batch)
+    model, done = (params, apply), []
+    whole, parts = moves(model, masks, x), moves(model, masks, x, batch=batch, progress=done.append)
+    assert done == [*range(batch, len(x), batch), len(x)]
     np.testing.assert_allclose(parts.distances, whole.distances, rtol=1e-4, atol=1e-6)
 
 

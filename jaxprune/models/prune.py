@@ -63,7 +63,8 @@ def prune(
         them, such as `lambda p: models.snip(loss, p, x, y)`. The highest scores are kept.
       amount: a sparsity (the fraction removed), an `Amount`, `Global`, `ErdosRenyi` or a
         dictionary from names or patterns to amounts of single layers. It counts what the
-        structure removes together: half of 10 neurons are 5. None with `NM`, and only there.
+        structure removes together: half of 10 neurons are 5. None with `NM`, and only there. A
+        sparsity, also that of `Global` or in a dictionary, may be traced.
       layers: which arrays, see `select`; by default matrices and kernels.
       structure: `Weights()`, `Neurons`, `Block` or `NM`; None for single weights.
       key: for "random".
