@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -342,6 +343,13 @@ def test_the_folder_is_new_and_strict_json(result, tmp_path):
     result["cells"][0]["eps"] = float("nan")
     with pytest.raises(ValueError, match="JSON"):
         report.write_json(result, tmp_path / "bad.json")
+
+
+def test_a_folder_s_name_that_is_no_utf_8_is_written_and_read(tmp_path):
+    facts = {"run": os.fsdecode(b"r\xff"), "é": "剪"}
+    report.write_json(facts, tmp_path / "facts.json")
+    text = (tmp_path / "facts.json").read_text("utf-8")
+    assert json.loads(text) == facts and "剪" in text
 
 
 def test_the_caption_says_what_blocks_show(result):

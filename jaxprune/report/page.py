@@ -1,6 +1,7 @@
 """A result as one self-contained HTML page, and the folder around it."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def write_new(content: str, path: Path) -> None:
 
 
 def _json(result):
-    return json.dumps(result, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+    text = json.dumps(result, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+    # The name of a folder may be no UTF-8; its bytes are surrogates then, which UTF-8 lacks.
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def page(
