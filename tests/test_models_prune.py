@@ -613,7 +613,7 @@ def test_layers_of_many_shapes_share_programs(pytestconfig):
 def test_amounts_may_be_traced():
     """Those of the same number outside; beyond [0, 1] the nearest there, and 0 for NaN."""
     params = {"a": np.arange(21.0, dtype=np.float32).reshape(3, 7), "b": np.ones((5, 5))}
-    amounts = (lambda q: q, Global, lambda q: {"a": q, "b": 0.2})
+    amounts = (Global, lambda q: {"a": q, "b": 0.2})
     compiled = jax.jit(lambda q: [prune(params, "magnitude", of(q)) for of in amounts])
     for q, same in ((0.5, 0.5), (0.3, 0.3), (1.7, 1.0), (-1.0, 0.0), (np.nan, 0.0)):
         for found, of in zip(compiled(np.float32(q)), amounts, strict=True):

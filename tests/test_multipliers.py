@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import Compilations
 from oracles import (
     NOT_FINITE,
     PAIRS,
@@ -538,3 +539,19 @@ def test_bounds_of_norms_multiply_to_no_less():
         for layer, w in zip(network.layers, (params[0], removed[1], params[2]), strict=True)
     ])  # fmt: skip
     assert upper_bounds(network, [(params, removed)])[0] <= 0.7 * product
+
+
+@pytest.mark.ci
+def test_a_bound_by_itself_is_one_program(pytestconfig):
+    """Outside `jit`, as many operations would be as many programs, at each call again."""
+    (plugin,) = (p for p in pytestconfig.pluginmanager.get_plugins() if isinstance(p, Compilations))
+    network, rng = networks.dense((2, 3, 2)), np.random.default_rng(0)
+    before, bounds = plugin.total, []
+    for _ in range(2):
+        params = tuple(rng.normal(size=s).astype(np.float32) for s in network.weight_shapes)
+        removed = (params[0] * (abs(params[0]) < 0.5), None)
+        bounds.append((float(gaps.multiplier_bound(network, params, removed)), params, removed))
+    assert plugin.total == before + 1
+    for bound, params, removed in bounds:
+        compiled = jax.jit(functools.partial(gaps.multiplier_bound, network))
+        assert bound == float(compiled(params, removed)) > 0
