@@ -4,7 +4,6 @@ Devices are those into which `--xla_force_host_platform_device_count` splits a C
 """
 
 import collections
-import dataclasses
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from stores import drop
 
 import jaxprune as jp
 from jaxprune import cli, engine
-from jaxprune.engine import Store, Tally, memory, programs, twin
+from jaxprune.engine import Store, Tally, memory, programs
 from jaxprune.engine.precision import FULL, check_products
 from jaxprune.engine.trial import Trial
 from jaxprune.statistics import ESTIMATED
@@ -324,44 +323,6 @@ def test_less_than_full_precision_is_seen(kind, options, passes):
         else:
             with pytest.raises(BrokenInvariant, match="below float32"):
                 check_products(text)
-
-
-def over_rows(amount):
-    """A run whose distances are judged in float32, and one block of it."""
-    rows = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
-    run = engine.prepare(
-        jp.dense((16, 16, 16)), jp.uniform(2.0), jp.random, amount, layers="all", domain=rows,
-        trials=16, block=8, seed=5,
-    )  # fmt: skip
-    (done,) = engine.run_blocks(run, [1])
-    return run, done
-
-
-def test_what_float32_costs_is_small_and_a_fault_is_seen(monkeypatch):
-    run, done = over_rows(jp.Fraction(0.5))
-    assert run.design.is_float32 and 0 < twin.float32_error(run, done) < 1e-5
-    for factor in (1 + 3e-4, 1 - 3e-4):
-        spoilt = done.trials._replace(sampled=done.trials.sampled * np.float32(factor))
-        found = twin.float32_error(run, done._replace(trials=spoilt))
-        assert found == pytest.approx(3e-4, rel=0.1) and found > engine.GUARD
-    lost = done.trials._replace(finite=np.zeros(8, bool))
-    assert twin.float32_error(run, done._replace(trials=lost)) == 0
-    run, done = over_rows(jp.Count(0))
-    assert not done.trials.sampled.any() and twin.float32_error(run, done) == 0
-    found = done.trials._replace(sampled=np.ones(8, np.float32))
-    assert twin.float32_error(run, done._replace(trials=found)) == 1
-    monkeypatch.setattr(twin, "_distance", lambda *_: np.nan)
-    assert twin.float32_error(run, done) == 1
-
-
-def test_a_device_on_which_float32_errs_has_no_counts(monkeypatch):
-    run, _ = over_rows(jp.Fraction(0.5))
-    monkeypatch.setattr(twin, "float32_error", lambda *_: 0.5)
-    with pytest.raises(BrokenInvariant, match=r"float32 errs by 5\.0e-01 on"):
-        engine.tally_run(run, [1.0])
-    given = run._replace(design=dataclasses.replace(run.design, family=None))
-    narrow = dataclasses.replace(run.design, network=jp.dense((16, 16, 4)))
-    assert not given.design.is_float32 and not narrow.is_float32
 
 
 # --- audit and replay

@@ -23,7 +23,6 @@ import jaxprune as jp
 from jaxprune import activations, gaps, laws, networks, pruning
 from jaxprune.engine.tally import GUARD
 from jaxprune.gaps import UnitBall
-from jaxprune.gaps.difference import FAR, evaluate, evaluate_typical
 from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.networks import Conv, Dense
 
@@ -114,68 +113,6 @@ def test_small_differences_keep_their_digits(size):
     expected = difference64(network, params, removed, x)
     error = np.abs(np.asarray(got, np.float64).T - expected).max() / np.abs(expected).max()
     assert error < 1e-4  # subtracting float32 outputs errs by more than the difference itself
-
-
-def test_pairs_of_one_batch_are_evaluated_each_as_it_needs():
-    """By subtraction where the gap is large; a small one beside it loses no digit."""
-    network = networks.dense((32, 32, 32, 32))
-    x = np.abs(np.random.default_rng(0).normal(size=(32, 10))).astype(np.float32)
-    params, masks = pair(network, 0)
-    none, second = np.ones((32, 32), bool), np.ones((32, 32), bool)
-    second[5] = False  # the row that goes is 1e-7 of the others
-    small = (params[0], np.where(second, params[1], np.float32(1e-7) * params[1]), params[2])
-    broken = (params[0].copy(), *params[1:])
-    broken[0][1, 2] = np.nan
-    pairs = [
-        (params, removed_part(params, masks)),
-        (small, removed_part(small, (none, second, none))),
-        (params, removed_part(params, (none, none, none))),
-        (broken, removed_part(broken, masks)),
-    ]
-    evaluated = lambda w, p: evaluate_typical(network, w, p, x)
-    d = np.asarray(jax.jit(jax.vmap(evaluated))(*batch(pairs))[1])
-    for i in (0, 1, 2):
-        exact = difference64(network, *pairs[i], x.T)
-        error = np.abs(d[i].T.astype(np.float64) - exact).max()
-        assert error <= 1e-5 * np.abs(exact).max()
-    assert np.isnan(d[3]).any() and not np.isnan(d[:3]).any()
-    alone = np.asarray(jax.jit(evaluated)(*pairs[0])[1])
-    np.testing.assert_allclose(alone, d[0], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "widths",
-    [
-        pytest.param((16,) * 4, id="16-16-16-16"),
-        pytest.param((64, 64, 64, 16), id="64-64-64-16", marks=ci),
-        pytest.param((32,) * 9, id="nine of 32", marks=ci),
-    ],
-)
-def test_outputs_are_subtracted_only_where_that_keeps_the_digits(widths):
-    """Gaps about and above the share from which on it is done, against float64."""
-    network, worst, subtracted = networks.dense(widths), 0.0, 0
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(widths[0], 6)).astype(np.float32)
-
-    @jax.jit
-    def at(params, removed):
-        outputs, d = evaluate_typical(network, params, removed, x)
-        return d, evaluate(network, params, removed, x)[1], lengths(d), lengths(outputs)
-
-    for q in np.geomspace(0.003, 0.1, 60):
-        params = tuple(
-            rng.uniform(-1, 1, shape).astype(np.float32) * np.float32((6 / shape[1]) ** 0.5)
-            for shape in network.weight_shapes
-        )
-        masks = tuple(rng.random(shape) >= q for shape in network.weight_shapes)
-        removed = removed_part(params, masks)
-        d, carried, found, sizes = map(np.asarray, at(params, removed))
-        if (d != carried).any():
-            subtracted += 1
-            assert found.max() > FAR * (1 - 1e-5) * sizes.max()
-        gap = np.linalg.norm(difference64(network, params, removed, x.T), axis=1).max()
-        worst = max(worst, abs(float(found.max()) - gap) / gap if gap else 0.0)
-    assert 10 <= subtracted < 60 and worst <= GUARD / 10
 
 
 def test_given_networks_whose_outputs_cancel_lose_no_digit():

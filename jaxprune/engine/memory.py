@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from jaxprune.engine.trial import Design
-from jaxprune.gaps import LinfBall, frequencies, shared_torus
+from jaxprune.gaps import UnitBall, frequencies, shared_torus
 from jaxprune.networks import Conv, Network
 
 CPU_CHUNK_BYTES = {"rows": 4 * 2**20, "ball": 16 * 2**20}
@@ -67,10 +67,11 @@ def trial_bytes(design: Design, inputs: int) -> int:
         # a, d, h and e of a layer, and the patches that a convolution gathers of h and e.
         copies = 2 * layer.kernel**2 if isinstance(layer, Conv) else 2
         features += (2 + copies) * math.prod(layer.out_shape)
-    total = 6 * weights + inputs * features
+    # Over rows all is float64.
+    total = 6 * weights + (1 if design.ball else 2) * inputs * features
     if design.ball:
         total += _multiplier_floats(network)
-    if isinstance(design.ball, LinfBall):
+    if not isinstance(design.ball, UnitBall):
         # W, P, their difference and absolute values, in float64.
         total += 2 * 6 * weights
     return _FLOAT * total

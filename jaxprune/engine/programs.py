@@ -44,7 +44,7 @@ def _count_block(network, pairs, labelled):
 def _block_over_rows(design, chunk, numbers, high, low):
     def one(trial):
         pair = draw_pair(design, numbers, trial)
-        found = measure_pair(design.network, None, pair, numbers.rows, design.is_float32)
+        found = measure_pair(design.network, None, pair, numbers.rows)
         if numbers.labelled is None:
             return found
         return _with_counts(found, count_correct(design.network, pair, numbers.labelled))

@@ -19,7 +19,6 @@ from jaxprune.gaps import (
     measure_rows,
     removed_part,
 )
-from jaxprune.gaps.difference import is_typical
 from jaxprune.gaps.rows import Measurement
 from jaxprune.laws import Family
 from jaxprune.networks import Network
@@ -48,12 +47,6 @@ class Design:
     pruned: tuple[bool, ...]
     ball: Ball | None
     stream: str = STANDARD
-
-    @property
-    def is_float32(self) -> bool:
-        """Whether distances are judged as float32 has them: over rows, of typical drawn weights."""
-        drawn = self.ball is None and self.family is not None
-        return drawn and is_typical(self.network)
 
 
 class Numbers(NamedTuple):
@@ -169,28 +162,22 @@ def draw_pair(design: Design, numbers: Numbers, trial: TrialId) -> Pair:
 
 
 def measurement(
-    network: Network, ball: Ball | None, pair: Pair, rows: jax.Array | None, typical: bool = False
+    network: Network, ball: Ball | None, pair: Pair, rows: jax.Array | None
 ) -> Measurement:
-    """The bracket of one pair's gap over a ball or, without one, over the rows.
-
-    `typical` is that of `measure_rows`.
-    """
+    """The bracket of one pair's gap over a ball or, without one, over the rows."""
     key, params, removed = pair
     if ball is None:
-        return measure_rows(rows, network, params, removed, typical=typical)
+        return measure_rows(rows, network, params, removed)
     measure = measure_ball if isinstance(ball, UnitBall) else measure_linf_ball
     return measure(ball, key, network, params, removed)
 
 
-def measure_pair(
-    network: Network, ball: Ball | None, pair: Pair, rows: jax.Array | None, typical: bool = False
-) -> Trial:
+def measure_pair(network: Network, ball: Ball | None, pair: Pair, rows: jax.Array | None) -> Trial:
     """Brackets the gap of one pair over a ball or, without one, over the rows.
 
-    `rows` are those of `Numbers`, `typical` is that of `measure_rows`. No labelled input is looked
-    at: the last two fields are 0.
+    `rows` are those of `Numbers`. No labelled input is looked at: the last two fields are 0.
     """
-    gap, sampled, rms, mean, relative = measurement(network, ball, pair, rows, typical)
+    gap, sampled, rms, mean, relative = measurement(network, ball, pair, rows)
     # A ReLU may hide an infinite weight from the outputs: look at the weights themselves.
     finite = jnp.all(jnp.isfinite(jnp.stack([*gap, sampled, rms, mean])))
     for w in pair.params:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.gaps.difference import Removed, evaluate_typical
+from jaxprune.gaps.difference import Removed
 from jaxprune.gaps.lengths import largest, lengths
 from jaxprune.gaps.witness import distances, rounded
 from jaxprune.networks import Network
@@ -63,26 +63,17 @@ def measured(
 
 
 def measure_rows(
-    rows: jax.Array, network: Network, params: Params, removed: Removed, *, typical: bool = False
+    rows: jax.Array, network: Network, params: Params, removed: Removed
 ) -> Measurement:
-    """Brackets `max ||F - f||` over given inputs.
-
-    In float64, between the ends that `witness.distances` proves. Where the pairs are typical both
-    ends are the distance in float32, which nothing but the guard band covers.
+    """Brackets `max ||F - f||` over given inputs, in float64: see `witness`.
 
     Args:
       rows: `(n, *in_shape)`.
       network: the network.
       params: the target's weights.
       removed: from `removed_part`.
-      typical: whether all pairs of a batch share the rows, and their weights are as a law draws
-        them, with features enough (`difference.is_typical`).
     """
     x = jnp.moveaxis(rows, 0, -1)
-    if typical:
-        outputs, differences = evaluate_typical(network, params, removed, x)
-        gap = largest(lengths(differences))
-        return measured(Gap(gap, gap), differences, outputs)
     outputs, differences, gaps = distances(network, params, removed, x)
     gap = Gap(*map(largest, rounded(gaps)))
     return measured(gap, *(y.astype(jnp.float32) for y in (differences, outputs)))
