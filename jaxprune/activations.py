@@ -23,7 +23,9 @@ class Activation:
       least_slope: the largest c >= 0 with c <= (s(a) - s(b)) / (a - b) for all a != b.
       lipschitz: the least L with (s(a) - s(b)) / (a - b) <= L.
       positively_homogeneous: s(t a) = t s(a) for t >= 0.
-      rounding: in float64 `fn(a)` errs by at most this times |a|, `difference(a, d)` times |d|.
+      fn_error: in float64 `fn(a)` errs by at most this times |a|. Of one's own activation it is
+        taken on trust, as are the four above.
+      difference_error: and `difference(a, d)` by at most this times |d|.
     """
 
     name: str
@@ -32,7 +34,8 @@ class Activation:
     least_slope: float
     lipschitz: float
     positively_homogeneous: bool
-    rounding: float = 1e-12
+    fn_error: float
+    difference_error: float
 
     def __str__(self):
         return self.name
@@ -92,18 +95,20 @@ class _LeakyDifference:
         return self.slope * d + (1.0 - self.slope) * _relu_difference(a, d)
 
 
-_EXACT = 1e-15  # a few roundings
+_EXACT = 1e-15, 1e-15  # a few roundings
 
-relu = Activation("relu", jax.nn.relu, _relu_difference, 0.0, 1.0, True, _EXACT)
+relu = Activation("relu", jax.nn.relu, _relu_difference, 0.0, 1.0, True, *_EXACT)
 """`max(a, 0)`."""
 
-tanh = Activation("tanh", jnp.tanh, _tanh_difference, 0.0, 1.0, False, 1e-14)
+tanh = Activation("tanh", jnp.tanh, _tanh_difference, 0.0, 1.0, False, 1e-14, 1e-14)
 """The hyperbolic tangent."""
 
-erf = Activation("erf", special.erf, _erf_difference, 0.0, 2.0 / math.sqrt(math.pi), False, 2e-8)
+erf = Activation(
+    "erf", special.erf, _erf_difference, 0.0, 2.0 / math.sqrt(math.pi), False, 1e-14, 2e-8
+)
 """The error function. Its largest slope, at 0, is 2/√π."""
 
-identity = Activation("identity", _identity, _identity_difference, 1.0, 1.0, True, _EXACT)
+identity = Activation("identity", _identity, _identity_difference, 1.0, 1.0, True, *_EXACT)
 """The input itself: linear networks."""
 
 
@@ -111,7 +116,7 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     """`max(a, slope * a)` for a slope in [0, 1]."""
     slope = validation.real("slope", slope, 0.0, 1.0, open=False)
     return Activation(
-        f"leaky_relu({slope:g})", _Leaky(slope), _LeakyDifference(slope), slope, 1.0, True, _EXACT
+        f"leaky_relu({slope:g})", _Leaky(slope), _LeakyDifference(slope), slope, 1.0, True, *_EXACT
     )
 
 

@@ -244,7 +244,14 @@ def test_certificate_falls_with_the_width(method, kind):
 
 def test_lipschitz_constants_multiply():
     twice = activations.Activation(
-        "twice", None, None, least_slope=0.0, lipschitz=2.0, positively_homogeneous=True
+        "twice",
+        None,
+        None,
+        0.0,
+        2.0,
+        positively_homogeneous=True,
+        fn_error=0.0,
+        difference_error=0.0,
     )
     plain, steep = (
         bounds.certify(

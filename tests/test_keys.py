@@ -22,7 +22,7 @@ PURPOSES = {
     name: value
     for name, value in vars(keys).items()
     if name.isupper()
-    and name not in ("IMPL", "STREAM_VERSION", "TRIAL_PURPOSES", "MAX_SEED", "MAX_TRIALS")
+    and name not in ("THREEFRY", "STREAM_VERSION", "TRIAL_PURPOSES", "MAX_SEED", "MAX_TRIALS")
 }
 TWO, HUGE = jp.Count(2), np.int64(2**40)
 SMALL = jp.UnitBall(samples=2, starts=1, steps=1)

@@ -684,7 +684,7 @@ def test_what_a_model_raises_is_said_in_one_line(name):
 
 
 HALF = activations.Activation(
-    "half relu", lambda a: 0.5 * jax.nn.relu(a), lambda a, d: 0.5 * d, 0.0, 0.5, True
+    "half relu", lambda a: 0.5 * jax.nn.relu(a), lambda a, d: 0.5 * d, 0.0, 0.5, True, 1e-15, 1e-15
 )
 W = np.ones((3, 2), np.float32)
 HUGE = {name: 1e30 * w for name, w in dense_stack(biases=0.0).items()}

@@ -302,9 +302,11 @@ def test_models_that_float64_breaks(apply):
     decides((mlp(), apply), "float32", "there the model says TypeError: ")
 
 
-def test_float64_without_finite_outputs_is_noted():
+def test_float64_with_other_outputs_is_noted():
     other = lambda p, x: apply(p, x) * (1 if x.dtype == np.float32 else np.inf)
-    decides((mlp(), other), "float32", "there its outputs are not finite")
+    decides((mlp(), other), "float32", "there, or here, its outputs are not finite")
+    narrow = lambda p, x: apply(p, x) if x.dtype == np.float32 else apply(p, x)[:, :1]
+    decides((mlp(), narrow), "float32", "there its outputs have another shape")
 
 
 def test_constants_of_other_types_do_not_matter():

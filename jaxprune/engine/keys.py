@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune import session, validation
 from jaxprune.types import Key
 
-IMPL = "threefry2x32"
+THREEFRY = "threefry2x32"
 """The only generator, whatever the session's default is."""
 
 STREAM_VERSION = 1
@@ -44,7 +44,7 @@ def root_key(seed: int) -> Key:
     session.check()
     if not jax.config.jax_threefry_partitionable:
         raise ValueError("jax_threefry_partitionable = False: the stream is defined with True")
-    return jax.random.fold_in(jax.random.key(seed, impl=IMPL), STREAM_VERSION)
+    return jax.random.fold_in(jax.random.key(seed, impl=THREEFRY), STREAM_VERSION)
 
 
 def threefry(name: str, key: Any) -> Key:
@@ -58,11 +58,11 @@ def threefry(name: str, key: Any) -> Key:
         raise ValueError(f"{name} = {validation.shown(key)}: {needed}")
     if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         impl = str(jax.random.key_impl(key))
-        if key.ndim == 0 and impl == IMPL:
+        if key.ndim == 0 and impl == THREEFRY:
             return key
         raise ValueError(f"{name}: {impl} of shape {key.shape}; {needed}")
     if key.shape == (2,) and key.dtype == np.uint32:
-        return jax.random.wrap_key_data(key, impl=IMPL)
+        return jax.random.wrap_key_data(key, impl=THREEFRY)
     raise ValueError(f"{name}: {key.dtype} of shape {key.shape}; {needed}")
 
 

@@ -9,7 +9,8 @@ def lengths(d: jax.Array) -> jax.Array:
     d = d.reshape(-1, d.shape[-1])
     largest = jnp.max(jnp.abs(d), axis=0, keepdims=True)
     # XLA multiplies by reciprocals: that of a number above 2^126 would be flushed to 0.
-    unit = jnp.where(largest > 1.0, 2.0**-32, 2.0**32)
+    up = 2.0**32 if d.dtype == jnp.float32 else 2.0**64
+    unit = jnp.where(largest > 1.0, 2.0**-32, up)
     scale = jnp.where(largest > 0, largest * unit, 1.0)
     squares = jnp.sum((d * unit * (1.0 / scale)) ** 2, axis=0)
     return scale[0] * jnp.sqrt(squares) / unit[0]

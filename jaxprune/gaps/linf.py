@@ -14,7 +14,7 @@ from jaxprune.gaps.difference import Removed, difference, evaluate
 from jaxprune.gaps.intervals import interval_bounds
 from jaxprune.gaps.lengths import lengths, per_column
 from jaxprune.gaps.rows import Measurement, measured
-from jaxprune.gaps.witness import lower_end
+from jaxprune.gaps.witness import lower_end, rounded_down
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Key, Params
 
@@ -107,6 +107,6 @@ def measure_linf_ball(
         return jnp.where(g == 0, x, domain.reach * jnp.sign(g))
 
     found, worst = climb(at, length, direction, stateless(to_vertex), x[..., starts], domain.steps)
-    lower = lower_end(network, params, removed, worst, found, length)
+    lower = rounded_down(lower_end(network, params, removed, worst, found, length))
     upper = getattr(interval_bounds(network, params, removed, domain.radius), domain.output)
     return measured(Gap(lower, upper), differences, outputs, length)

@@ -10,7 +10,7 @@ from jaxprune.gaps.difference import Removed, evaluate
 from jaxprune.gaps.lengths import lengths
 from jaxprune.gaps.multipliers import multiplier_bound
 from jaxprune.gaps.rows import Measurement, measured
-from jaxprune.gaps.witness import inside, lower_end
+from jaxprune.gaps.witness import inside, lower_end, rounded_down
 from jaxprune.networks import Network
 from jaxprune.types import Gap, Key, Params
 
@@ -59,6 +59,6 @@ def measure_ball(
     outputs, differences = evaluate(network, params, removed, x)
     values = lengths(differences)
     found, x = ascend(network, params, removed, x, values, domain.starts, domain.steps)
-    lower = lower_end(network, params, removed, inside(x), found)
+    lower = rounded_down(lower_end(network, params, removed, inside(x), found))
     upper = multiplier_bound(network, params, removed)
     return measured(Gap(lower, upper), differences, outputs)

@@ -8,9 +8,10 @@ the norms of the errors of `h, a, d, e`,
 
     A = ||W|| (H + g |h|)
     D = ||P|| (H + g |h|) + ||W - P|| (E + g |e|) + g |d|
-    H' = L A + r |a|,    E' = L (A + D) + r |d|
+    H' = L A + r |a|,    E' = L (A + D) + q |d|
 
-since `s(a) - s(a - d)` moves by at most L where a or d does; L and r are those of the activation.
+since `s(a) - s(a - d)` moves by at most L where a or d does; L, r and q are those of the activation
+(`lipschitz`, `fn_error`, `difference_error`).
 """
 
 import math
@@ -75,13 +76,14 @@ def distances(
                 d, past_d = (sum(terms) for terms in zip(*parts, strict=True))
                 past_d = past_d + growth(2) * lengths(d) + _TINY
                 e = s.difference(a, d)
-                past_e = s.lipschitz * (past_a + past_d) + s.rounding * lengths(d) + _TINY
+                past_e = s.lipschitz * (past_a + past_d) + s.difference_error * lengths(d) + _TINY
             h = s.fn(a)
-            past_h = s.lipschitz * past_a + s.rounding * lengths(a) + _TINY
+            past_h = s.lipschitz * past_a + s.fn_error * lengths(a) + _TINY
         if not parts:
             return a, jnp.zeros_like(a), Gap(*[jnp.zeros(a.shape[-1])] * 2)
         found = length(d)
-        # Of the sum of absolute values, which no other norm exceeds, and of the steps above.
+        # Of the sum of absolute values, which no other norm exceeds. What is not a number gets here
+        # by `lengths`, even where the norm drops it.
         outputs = d[..., 0].size
         error = (math.sqrt(outputs) * past_d + growth(outputs) * found) * (1.0 + 2.0**-20)
         nothing = jnp.all(jnp.stack([is_zero(p) for p in removed if p is not None]))
@@ -100,21 +102,42 @@ def lower_end(
     """The lower end of a pair's gap: that of the distance at the best of some inputs.
 
     Args:
+      network: the network.
+      params: the target's weights.
+      removed: from `removed_part`.
       x: `(*in_shape, n)` inputs of the domain.
       found: `(n,)` lengths there, in float32.
+      length: as in `distances`.
 
     Returns:
-      `()` float32; NaN as soon as one length is not finite.
+      `()` float64; NaN as soon as one length is not finite.
     """
     best = x[..., jnp.argmax(found)][..., None]
-    gap = rounded(distances(network, params, removed, best, length)[2])
-    return jnp.where(jnp.all(jnp.isfinite(found)), gap.lower[0], jnp.nan)
+    with jax.enable_x64(True):
+        lower = distances(network, params, removed, best, length)[2].lower[0]
+        return jnp.where(jnp.all(jnp.isfinite(found)), lower, jnp.nan)
+
+
+def rounded(gap: Gap) -> Gap:
+    """A float64 bracket in float32, rounded outward."""
+    with jax.enable_x64(True):
+        least = jnp.finfo(jnp.float32).tiny
+        upper = jnp.where(gap.upper == 0.0, 0.0, gap.upper * (1.0 + 2.0**-23) + least)
+        return Gap(rounded_down(gap.lower), upper.astype(jnp.float32))
+
+
+def rounded_down(lower: jax.Array) -> jax.Array:
+    """A float64 lower end in float32; 0 below its normal numbers."""
+    with jax.enable_x64(True):
+        least = jnp.finfo(jnp.float32).tiny
+        lower = jnp.where(lower < 2.0 * least, 0.0, lower * (1.0 - 2.0**-23))
+        return lower.astype(jnp.float32)
 
 
 def _size(layer: Layer, w: jax.Array) -> jax.Array:
     """At least the norm of a layer with weights w, or with their absolute values.
 
-    Of a convolution the sum over its taps, each of which moves pixels to other places.
+    Of a convolution the sum over its taps, each of which reads another pixel for each output.
     """
     taps = layer.kernel if isinstance(layer, Conv) else 1
     return taps * frobenius(w.reshape(1, -1))

@@ -24,7 +24,7 @@ from jaxprune.gaps import UnitBall, difference, lengths, multiplier_bound
 from jaxprune.gaps.ascent import ascend
 from jaxprune.gaps.climb import climb, scaled, within_ball
 from jaxprune.gaps.lengths import largest
-from jaxprune.gaps.witness import distances, inside
+from jaxprune.gaps.witness import inside, lower_end
 from jaxprune.models.known import Known, check_outputs, known
 from jaxprune.models.masks import Masks
 from jaxprune.models.model import Model, is_model, params_of
@@ -55,8 +55,8 @@ def ball_gap(
       seed: of the sampled inputs.
 
     Returns:
-      Two floats. The lower end is the largest distance found, in float64; the upper end is a
-      theorem in floating point. No chance is involved: the model is given, and every input counts.
+      Two floats, both theorems in floating point: the lower end is the largest distance found, less
+      what rounding may have added. No chance is involved: the model is given, and every input counts.
 
     Raises:
       ValueError: as `known`, for the model or its pruned copy; masks of another model or of arrays
@@ -117,7 +117,7 @@ def _without(read, removed, domain, key):
 
 def _with_biases(read, removed, domain, key):
     activation = read.network.activation
-    if not activation.positively_homogeneous or float(activation.fn(np.float32(1.0))) != 1.0:
+    if not activation.positively_homogeneous or _at_one(activation) != 1.0:
         needed = "a positively homogeneous s with s(1) = 1 (relu, leaky_relu, identity)"
         raise ValueError(f"stack = {activation}: biases need {needed}")
     pixels = _pixels(read.network.layers[0])
@@ -126,23 +126,23 @@ def _with_biases(read, removed, domain, key):
         for t in _exact_scales(read)
     ]
     finite = [upper for upper in uppers if math.isfinite(upper)]
-    stack = _lifted(read, removed, 1.0)
+    stack = _lifted(read, removed, 1.0, alone=True)
     found, x = _climbed_beside(*stack, domain=domain, key=key)
     lower = float(_lower(*stack, x, found, beside=True))
     return Gap(lower, min(finite, default=math.inf))
 
 
+def _at_one(activation):
+    with jax.enable_x64(True):
+        return float(activation.fn(np.float64(1.0)))
+
+
 @functools.partial(jax.jit, static_argnames=("network", "beside"))
 def _lower(network, weights, removed, x, found, *, beside=False):
-    """The lower end at the best of the inputs x; float64, NaN if a distance found is not finite.
-
-    `beside` is whether a further channel of ones is added.
-    """
-    best = inside(x[..., jnp.argmax(found)][..., None])
+    """`lower_end`; `beside` is whether a further channel of ones is added to the inputs x."""
+    x = inside(x)
     with jax.enable_x64(True):
-        best = _with_ones(best) if beside else best
-        ends = distances(network, weights, removed, best)[2]
-        return jnp.where(jnp.all(jnp.isfinite(found)), ends.lower[0], jnp.nan)
+        return lower_end(network, weights, removed, _with_ones(x) if beside else x, found)
 
 
 def _radius(t, pixels):
@@ -167,16 +167,19 @@ def _exact_scales(read):
         return [t * unit for t in SCALES if exact(t * unit)]
 
 
-def _lifted(read: Known, removed, t):
-    """Network, weights and removed parts with the further channel t; in NumPy, which keeps IEEE."""
+def _lifted(read: Known, removed, t, *, alone=False):
+    """Network, weights and removed parts with the further channel t; in NumPy, which keeps IEEE.
+
+    With t = 1 and `alone`, which is that of `_kappa`, the lifted network is the stack itself.
+    """
     layers, last = read.network.layers, len(read.weights) - 1
     wider = tuple(_wider(layer, last=i == last) for i, layer in enumerate(layers))
     weights = tuple(
-        _lift(layer, to, w, b, t, corner=1.0)
+        _lift(layer, to, w, b, t, corner=1.0, alone=alone)
         for layer, to, w, b in zip(layers, wider, read.weights, read.offsets, strict=True)
     )
     gone = tuple(
-        None if p is None and q is None else _lift(layer, to, p, q, t, corner=0.0)
+        None if p is None and q is None else _lift(layer, to, p, q, t, corner=0.0, alone=alone)
         for layer, to, (p, q) in zip(layers, wider, removed, strict=True)
     )
     return Network(wider, read.network.activation, wider[0].in_shape), weights, gone
@@ -192,22 +195,24 @@ def _wider(layer: Layer, *, last):
     return replace(layer, d_in=into, d_out=layer.d_out + more, image=image)
 
 
-def _lift(layer, wider, w, b, t, *, corner):
+def _lift(layer, wider, w, b, t, *, corner, alone):
     """`[[w, (b / t) kappa], [0, corner kappa]]`, the last layer's first row of it; None is 0."""
     out, into = layer.weight_shape[:2]
     b = np.zeros(out, np.float32) if b is None else b
-    column = np.multiply.outer(np.append(b / np.float32(t), np.float32(corner)), _kappa(layer))
+    kappa = _kappa(layer, alone=alone)
+    column = np.multiply.outer(np.append(b / np.float32(t), np.float32(corner)), kappa)
     lifted = np.zeros(wider.weight_shape, np.float32)
     lifted[:out, :into] = 0.0 if w is None else w
     lifted[:, into:] = column[: len(lifted)]
     return lifted
 
 
-def _kappa(layer: Layer):
+def _kappa(layer: Layer, *, alone=False):
     """Weights from one channel to one that keep ones: float32 `(1, side, side)`, or `(pixels,)`.
 
     A convolution's tap is one that never falls on padding. A dense layer takes the mean of as many
-    pixels as make the division exact; at one pixel alone the weights would be longer.
+    pixels as make the division exact, of normal numbers; at one pixel alone, which is exact whatever
+    the bias, the weights would be longer.
     """
     if isinstance(layer, Conv):
         kappa = np.zeros((1, layer.kernel, layer.kernel), np.float32)
@@ -215,7 +220,8 @@ def _kappa(layer: Layer):
         kappa[0, centre, centre] = 1.0
         return kappa
     kappa = np.zeros(math.prod(layer.image[1:]), np.float32)
-    kappa[: _pixels(layer)] = 1.0 / _pixels(layer)
+    pixels = 1 if alone else _pixels(layer)
+    kappa[:pixels] = 1.0 / pixels
     return kappa
 
 

@@ -414,18 +414,20 @@ def _beside_float64(moved, target, other):
     try:
         x, batch = target.x[few], target.batch
         before, after = (_in_float64(m, x, batch) for m in (target.model, other))
+        if {before.shape[1:], after.shape[1:]} != {target.outputs.shape[1:]}:
+            raise _NoTwin("there its outputs have another shape")
         errors = abs(_distances(before, after) - found)[moved.finite[few]]
+        if not (errors.size and np.isfinite(errors).all()):
+            raise _NoTwin("there, or here, its outputs are not finite")
     except _NoTwin as reason:
         return replace(moved, float64_note=str(reason))
     except Exception as error:  # other people's code, in floats that it was not written for
         return replace(moved, float64_note=f"there the model says {validation.said(error)}")
-    if not np.isfinite(errors).all():
-        return replace(moved, float64_note="there its outputs are not finite, or of other shapes")
-    return replace(moved, float64_error=float(np.max(errors, initial=0.0)), float64_note="")
+    return replace(moved, float64_error=float(errors.max()), float64_note="")
 
 
 class _NoTwin(Exception):
-    """Why a model has no counterpart in float64."""
+    """Why a model cannot be compared with itself in float64."""
 
 
 def _in_float64(model, x, batch):

@@ -174,10 +174,17 @@ class _Layers(NamedTuple):
 
     def kept(self, scores, earlier, together, removed):
         """Masks of the layers, without what the earlier ones removed."""
-        if isinstance(self.structure, NM):
-            return {
-                path: self._run(_kept_of_groups, s, earlier.get(path)) for path, s in scores.items()
-            }
+        of = self._by_groups if isinstance(self.structure, NM) else self._by_thresholds
+        new = of(scores, earlier, together, removed)
+        return new if self.traced else jax.device_put(new)
+
+    def _by_groups(self, scores, earlier, together, removed):
+        """Of N:M, which says itself how much goes."""
+        return {
+            path: self._run(_kept_of_groups, s, earlier.get(path)) for path, s in scores.items()
+        }
+
+    def _by_thresholds(self, scores, earlier, together, removed):
         units = {
             path: self._run(_units, s, earlier.get(path), of_units=self.of_units)
             for path, s in scores.items()
@@ -191,7 +198,7 @@ class _Layers(NamedTuple):
             for path, gone in zip(paths, flat.split(marks, ends), strict=True):
                 stays = ~gone.reshape(units[path].shape)
                 new[path] = self._run(_spread, stays, earlier.get(path), shape=self.shapes[path])
-        return new if self.traced else jax.device_put(new)
+        return new
 
     def _run(self, of, *arrays, **static):
         """A function of arrays, where the structure needs more than NumPy as one program."""
