@@ -19,8 +19,8 @@ class Gap(NamedTuple):
 
     Attributes:
       lower: `()` at most the distance at one input of the domain, a theorem in floating point.
-      upper: `()` a theorem in floating point, too. Over rows, of weights that a law draws, both
-        may be the largest distance as float32 has it (`gaps.measure_rows`).
+      upper: `()` a theorem in floating point, too. With tanh and erf both rest on the accuracy of
+        those functions, which is tested and not proved (`Activation`).
     """
 
     lower: jax.Array

@@ -392,7 +392,7 @@ def test_a_tap_on_the_padding_would_be_seen(monkeypatch):
     network = jp.convolutional((1, 2, 2), 5, 3)
     params = drawn(network)
     masks = smallest_removed(params, 0.5)
-    monkeypatch.setattr(ball, "_kappa", lambda layer: corner)
+    monkeypatch.setattr(ball, "_kappa", lambda layer, alone: corner)
     ((biased, lifted), _) = lifted_and_not(network, params, masks, 1.0)
     differs = np.abs(biased - lifted).max(axis=(0, 1)) > 1e-6
     assert differs[0].all() and differs[:, 0].all() and not differs[2:, 2:].any()
@@ -767,3 +767,24 @@ def test_without_biases_other_activations_do():
     params = dense_stack((4, 8, 3), biases=0.0)
     gap = ball_gap(params, smallest_removed(params, 0.5), jp.tanh)
     assert 0 < gap.lower < gap.upper < 10 * gap.lower
+
+
+@pytest.mark.ci
+def test_a_bias_below_normal_numbers_is_no_other_network():
+    """Behind an image of two pixels half of the bias is no float32; the gap is 2^-149."""
+    least = np.float32(2.0**-149)
+    network = networks.Network(
+        (networks.Conv(1, 2, 1, (1, 2)), networks.Dense(4, 1, (2, 1, 2))),
+        activations.relu,
+        (1, 1, 2),
+    )
+    params = {
+        "conv1": {"weight": np.array([1, -1], np.float32).reshape(2, 1, 1, 1)},
+        "dense2": {
+            "weight": np.array([[2, 0, 2, 0]], np.float32) * least,
+            "bias": np.array([-1], np.float32) * least,
+        },
+    }
+    gone = {"dense2.weight": np.zeros((1, 4), bool), "dense2.bias": np.zeros(1, bool)}
+    gap = ball_gap(params, Masks(gone), network)
+    assert gap.lower <= 2.0**-149 <= gap.upper

@@ -65,8 +65,9 @@ def rare_failure(
     """Estimates P(one end of the gap's bracket > eps) over weights and masks, down to 1e-8.
 
     With `end="lower"` that is at most P(gap > eps), with "upper" at least, up to rounding; on
-    given inputs the two differ by rounding. A lower end depends on where ascent starts: the probability is
-    that for the seed's starting inputs. A pair that is not finite fails at the upper end only.
+    given inputs the two differ by rounding. A lower end depends on where ascent starts: the
+    probability is that for the seed's starting inputs. A pair that is not finite fails at the upper
+    end only.
 
     Args:
       network: the architecture.

@@ -112,7 +112,7 @@ def lower_end(
     Returns:
       `()` float64; NaN as soon as one length is not finite.
     """
-    best = x[..., jnp.argmax(found)][..., None]
+    best = x[..., jax.lax.argmax(found, 0, jnp.int32)][..., None]
     with jax.enable_x64(True):
         lower = distances(network, params, removed, best, length)[2].lower[0]
         return jnp.where(jnp.all(jnp.isfinite(found)), lower, jnp.nan)
@@ -141,12 +141,3 @@ def _size(layer: Layer, w: jax.Array) -> jax.Array:
     """
     taps = layer.kernel if isinstance(layer, Conv) else 1
     return taps * frobenius(w.reshape(1, -1))
-
-
-def rounded(gap: Gap) -> Gap:
-    """The bracket in float32, rounded outward."""
-    with jax.enable_x64(True):
-        least = jnp.finfo(jnp.float32).tiny
-        lower = jnp.where(gap.lower < 2.0 * least, 0.0, gap.lower * (1.0 - 2.0**-23))
-        upper = jnp.where(gap.upper == 0.0, 0.0, gap.upper * (1.0 + 2.0**-23) + least)
-        return Gap(lower.astype(jnp.float32), upper.astype(jnp.float32))

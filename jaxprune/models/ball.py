@@ -55,8 +55,9 @@ def ball_gap(
       seed: of the sampled inputs.
 
     Returns:
-      Two floats, both theorems in floating point: the lower end is the largest distance found, less
-      what rounding may have added. No chance is involved: the model is given, and every input counts.
+      Two floats, both theorems in floating point: the lower end is the largest distance found,
+      less what rounding may have added. No chance is involved: the model is given, and every input
+      counts.
 
     Raises:
       ValueError: as `known`, for the model or its pruned copy; masks of another model or of arrays
@@ -211,8 +212,8 @@ def _kappa(layer: Layer, *, alone=False):
     """Weights from one channel to one that keep ones: float32 `(1, side, side)`, or `(pixels,)`.
 
     A convolution's tap is one that never falls on padding. A dense layer takes the mean of as many
-    pixels as make the division exact, of normal numbers; at one pixel alone, which is exact whatever
-    the bias, the weights would be longer.
+    pixels as make the division exact, of normal numbers; at one pixel alone, which is exact
+    whatever the bias, the weights would be longer.
     """
     if isinstance(layer, Conv):
         kappa = np.zeros((1, layer.kernel, layer.kernel), np.float32)

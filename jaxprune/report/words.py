@@ -168,9 +168,9 @@ def caption(result: dict[str, Any]) -> list[str]:
     return [
         "Claim of each row: P(gap ≤ ε) ≥ 1 − δ. Gap: sup ‖F(x) − f(x)‖ over a ball, or the "
         "largest over the test images. P: over weights (or trainings) and masks; images are fixed.",
-        "Trials: close, upper bound ≤ ε (proved on a ball, float32 on images); far, a "
-        "float32 distance > ε; between, neither, or within 10⁻⁴ of ε; nonfinite. The last two "
-        "count against either verdict.",
+        "Trials: close, upper bound ≤ ε; far, lower bound > ε, both proved in floating point; "
+        "between, neither, or within 10⁻⁴ of ε; nonfinite. The last two count against either "
+        "verdict.",
         "Where most trials are between, more trials will not decide: the bracket is too wide.",
         f"P(gap ≤ ε): {limits} from these counts, {confidence} confidence "
         "each. *: ε is the theorem's; certified ε is rounded up, and a claim whose ε is at least "
