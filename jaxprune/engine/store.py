@@ -12,7 +12,6 @@ the run writes the file anew without it, so that no row is ever deleted for the 
 import contextlib
 import hashlib
 import math
-import os
 import sqlite3
 import time
 import uuid
@@ -94,7 +93,7 @@ class Store:
         Raises:
           ValueError: no store, one of another version or damaged, or a process is at work on it;
             the file and what lies beside it are as they were.
-          OSError: the disk is full.
+          OSError: the disk is full, or the folder for temporary files cannot be written.
         """
         if not path.is_file():
             raise ValueError(f"run = {str(path)!r}: no such file")
@@ -114,8 +113,6 @@ class Store:
                     store._go_on(lock)
             undo.pop_all()
         return store
-
-    begun = staticmethod(os.path.lexists)
 
     def _go_on(self, lock):
         """Writes to the file in which everything was read, without what was damaged."""
