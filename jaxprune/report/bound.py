@@ -36,6 +36,7 @@ def _method(plan, method):
     tables, drawings, notes = [], [], []
     if method["certificate"]["events"]:
         tables += [_events(method["certificate"]), _norms(method["norms"])]
+    if any(row["bounds"] for row in method["norms"]):
         drawing, notes = _drawing(method["norms"])
         drawings.append(drawing)
     if method["inverses"]:
