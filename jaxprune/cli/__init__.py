@@ -54,4 +54,4 @@ def main(argv: list[str] | None = None) -> int:
             return common.finished(args.run(args))
     except (Stopped, KeyboardInterrupt) as stop:
         status = getattr(stop, "status", common.INTERRUPTED)
-        return common.fail("interrupted", status)
+        return common.finished(common.fail("interrupted", status))

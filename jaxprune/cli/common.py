@@ -49,8 +49,11 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def _print_message(self, message, file=None):
-        # Argparse's own forgets that a full disk took none of the help.
-        print_safely(lambda _: (file or sys.stderr).write(message))
+        if file is sys.stdout:
+            # Argparse's own forgets that a full disk took none of the help.
+            print_safely(lambda _: file.write(message))
+        else:
+            super()._print_message(message, file)
 
     def error(self, message):
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -168,8 +171,8 @@ def print_safely(show: Callable[[Console], None]) -> None:
 
     Nobody misses it where a pipe is closed; `finished` tells of a full disk.
     """
-    sys.stdout.reconfigure(errors="replace")
     try:
+        sys.stdout.reconfigure(errors="replace")  # which writes what is there
         # In a pipe there is no width to keep to.
         show(Console(width=None if sys.stdout.isatty() else 120))
         sys.stdout.flush()
