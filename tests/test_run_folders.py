@@ -24,6 +24,7 @@ from stores import Shape, made_up
 
 from jaxprune import cli, files, report
 from jaxprune.cli import replay as replay_command
+from jaxprune.cli import running
 from jaxprune.engine import Store
 from jaxprune.engine import rows as rows_module
 from jaxprune.engine.packing import pack
@@ -427,7 +428,7 @@ def removed(sandbox):
 
 
 @pytest.mark.parametrize("by", [moved, replaced, removed])
-@pytest.mark.parametrize("moment", ["sampling", "judging", "writing"])
+@pytest.mark.parametrize("moment", ["sampling", "judging", "judged", "writing"])
 def test_a_run_whose_folder_is_another_stops_and_writes_nothing(
     sandbox, originals, capsys, monkeypatch, by, moment
 ):
@@ -453,6 +454,8 @@ def test_a_run_whose_folder_is_another_stops_and_writes_nothing(
         monkeypatch.setattr(sampling, "sample", fill_some)
     elif moment == "judging":
         monkeypatch.setattr(sampling, "is_complete", strike_after(sampling.is_complete))
+    elif moment == "judged":
+        monkeypatch.setattr(running, "judged", strike_after(judged))
     else:
         monkeypatch.setattr(verify_report, "sections", strike_after(lambda *_: []))
     sandbox.run.parent.mkdir(exist_ok=True)
