@@ -54,7 +54,7 @@ def thread_settings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def commands_own() -> Iterator[None]:
+def default_settings() -> Iterator[None]:
     """Within, all threads have the settings needed, whatever the environment says."""
     before = {name: getattr(jax.config, f"jax_{name}") for name in _NEEDED}
     try:

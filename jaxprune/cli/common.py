@@ -169,7 +169,7 @@ def show(result: Result, folder: Path, spent: float, console: Console) -> None:
 def print_safely(show: Callable[[Console], None]) -> None:
     """Prints to stdout, whatever its encoding, and survives what cannot be written.
 
-    Nobody misses it where a pipe is closed; `finished` tells of a full disk.
+    Nobody misses it where a pipe is closed; `flush_output` tells of a full disk.
     """
     try:
         sys.stdout.reconfigure(errors="replace")  # which writes what is there
@@ -191,7 +191,7 @@ def _drop_output():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def finished(status: int) -> int:
+def flush_output(status: int) -> int:
     """The exit status of a command, once all that it printed is written.
 
     Args:

@@ -77,7 +77,7 @@ def snapshot(path: Path) -> sqlite3.Connection:
 
 
 def in_place(path: Path) -> sqlite3.Connection:
-    """A connection that writes the file itself, for the process that has the lock, after `settle`.
+    """A connection that writes the file itself, after `apply_log`, for the process with the lock.
 
     A killed process loses no commit; after a power failure the last commits may be missing.
     """
@@ -88,7 +88,7 @@ def in_place(path: Path) -> sqlite3.Connection:
     return db
 
 
-def settle(path: Path) -> bool:
+def apply_log(path: Path) -> bool:
     """Writes the log, if there is one, into the file, after both were read and checked.
 
     The file is replaced whole before the log is removed. A process that is killed in between leaves
@@ -108,7 +108,7 @@ def settle(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def made(path: Path, *, new: bool) -> Iterator[sqlite3.Connection]:
+def new_database(path: Path, *, new: bool) -> Iterator[sqlite3.Connection]:
     """Yields a connection to an empty private database, which then becomes the file, whole.
 
     Raises:
@@ -180,7 +180,7 @@ def _copy(path, copy):
 
 
 def _copy_log(path, copy):
-    with open(_log(path), "rb", opener=files.regular) as log, _log(copy).open("wb") as file:
+    with open(_log(path), "rb", opener=files.open_regular) as log, _log(copy).open("wb") as file:
         _copy_data(log, file)
 
 
@@ -215,7 +215,7 @@ def _state(path):
     file, log = path.stat(), None
     with (
         contextlib.suppress(FileNotFoundError),
-        open(_log(path), "rb", opener=files.regular) as stream,
+        open(_log(path), "rb", opener=files.open_regular) as stream,
     ):
         log = stream.read(32)  # with two salts, which change whenever the log is begun anew
     return file.st_ino, file.st_size, file.st_mtime_ns, log
@@ -281,7 +281,7 @@ def _check_lock(path):
             raise ValueError(f"run = {str(path)!r}: {str(_lock(path))!r} is not a lock: move it")
 
 
-def place(path: Path) -> tuple[int, int]:
+def file_identity(path: Path) -> tuple[int, int]:
     """The device and inode of the file at a path.
 
     Raises:
@@ -290,11 +290,11 @@ def place(path: Path) -> tuple[int, int]:
     try:
         there = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise displaced(path) from None
+        raise displaced_error(path) from None
     return there.st_dev, there.st_ino
 
 
-def displaced(path: Path) -> Displaced:
+def displaced_error(path: Path) -> Displaced:
     """The error for a file that is no longer at its path."""
     told = "was moved, replaced or removed while the run was at work; nothing more is written"
     return Displaced(errno.ESTALE, told, str(path))

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from jaxprune.report import plots
-from jaxprune.report.section import MAX_SERIES, Cell, Drawing, Section, Table, first
+from jaxprune.report.section import MAX_SERIES, Cell, Drawing, Section, Table, at_most
 from jaxprune.report.terminal import STYLES
 from jaxprune.report.words import (
     COUNTS,
@@ -262,8 +262,8 @@ def _experiment(i, title, cells, fits):
     series = defaultdict(list)
     for cell in _cases(cells).values():
         series[tuple(cell[key] for key in keys)].append(cell)
-    groups, cut = first(list(series.values()), "series", MAX_SERIES)
-    shown, more = first([cell for group in groups for cell in group], "cases")
+    groups, cut = at_most(list(series.values()), "series", MAX_SERIES)
+    shown, more = at_most([cell for group in groups for cell in group], "cases")
     if training:
         draw = lambda ax: plots.gap_against_sparsity(ax, shown)
     else:
