@@ -93,7 +93,7 @@ def utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def regular(path: str | Path, flags: int) -> int:
+def open_regular(path: str | Path, flags: int) -> int:
     """An opener for `open` that accepts only regular files, no links, pipes or devices.
 
     Raises:

@@ -122,26 +122,33 @@ def check_family(family: Family) -> None:
     variance = validation.real(f"{named}: variance", family.variance, 0.0, math.inf)
     u = np.append(np.linspace(0.0, 1.0, 1025)[:-1], 1.0 - 2.0 ** -np.arange(11.0, 41.0))
     q = np.asarray([family.magnitude_quantile(p) for p in u], np.float64)
-    slopes = np.diff(q) / np.diff(u)
-    squares = np.cumsum(np.diff(u) * [q[:-1] ** 2, q[1:] ** 2], axis=1)  # below and above ∫ Q²
-    removed = variance * (1.0 - np.asarray([family.kept_energy(p) for p in u[1:]]))
-    j = np.array([1, 2, 3, 4, 8, 16, 32, 64, 128])
-    moments = np.asarray([family.log_moment(int(k)) for k in j])
-    least = special.logsumexp(2.0 * j[:, None] * np.log(q[1:-1]) + np.log(np.diff(u)[1:]), axis=1)
-    room = 1e-9
-    starts = np.isfinite(q).all() and abs(q[0]) <= room * q[1]
-    falls = (np.diff(slopes) >= -room * slopes[1:]).all()
-    low, high = squares[0] - room * variance, squares[1] + room * variance
-    for right, told in (
-        (starts, "magnitude_quantile finite below 1, and 0 at 0,"),
-        (falls, "a density that falls in |x|, so that magnitude_quantile is convex,"),
-        ((q <= family.bound * (1.0 + room)).all(), "magnitude_quantile at most bound"),
-        (abs(moments[0] - math.log(variance)) <= room, "log_moment(1) = log(variance)"),
-        ((moments >= least - room).all(), "log_moment at least that of magnitude_quantile"),
-        (((low <= removed) & (removed <= high)).all(), "kept_energy that of magnitude_quantile"),
-    ):
-        if not right:
-            raise ValueError(f"{named}: {told} is needed")
+    # What is not finite fails a comparison, which says what is needed; a warning would not.
+    with np.errstate(all="ignore"):
+        slopes = np.diff(q) / np.diff(u)
+        squares = np.cumsum(np.diff(u) * [q[:-1] ** 2, q[1:] ** 2], axis=1)  # below and above ∫ Q²
+        removed = variance * (1.0 - np.asarray([family.kept_energy(p) for p in u[1:]]))
+        j = np.array([1, 2, 3, 4, 8, 16, 32, 64, 128])
+        moments = np.asarray([family.log_moment(int(k)) for k in j])
+        least = special.logsumexp(
+            2.0 * j[:, None] * np.log(q[1:-1]) + np.log(np.diff(u)[1:]), axis=1
+        )
+        room = 1e-9
+        starts = np.isfinite(q).all() and abs(q[0]) <= room * q[1]
+        falls = (np.diff(slopes) >= -room * slopes[1:]).all()
+        low, high = squares[0] - room * variance, squares[1] + room * variance
+        for right, told in (
+            (starts, "magnitude_quantile finite below 1, and 0 at 0,"),
+            (falls, "a density that falls in |x|, so that magnitude_quantile is convex,"),
+            ((q <= family.bound * (1.0 + room)).all(), "magnitude_quantile at most bound"),
+            (abs(moments[0] - math.log(variance)) <= room, "log_moment(1) = log(variance)"),
+            ((moments >= least - room).all(), "log_moment at least that of magnitude_quantile"),
+            (
+                ((low <= removed) & (removed <= high)).all(),
+                "kept_energy that of magnitude_quantile",
+            ),
+        ):
+            if not right:
+                raise ValueError(f"{named}: {told} is needed")
     if not _draws_its_quantiles(family):
         raise ValueError(f"{named}: magnitude with those quantiles is needed")
 

@@ -5,20 +5,24 @@ none here. Of commands they are the process's own; a library leaves them to its 
 """
 
 import contextlib
-import threading
 from collections.abc import Iterator
 
 import jax
 
+# The first sets the others, which may then be set by themselves.
+_GUARDS = (
+    "transfer_guard",
+    "transfer_guard_host_to_device",
+    "transfer_guard_device_to_host",
+    "transfer_guard_device_to_device",
+)
 _NEEDED = {
     "debug_infs": False,
     "debug_nans": False,
     "disable_jit": False,
     "numpy_dtype_promotion": "standard",
-    "transfer_guard": "allow",
+    **dict.fromkeys(_GUARDS, "allow"),
 }
-
-_thread = threading.local()
 
 
 def check() -> None:
@@ -29,7 +33,7 @@ def check() -> None:
     """
     for name, needed in _NEEDED.items():
         value = getattr(jax.config, f"jax_{name}")
-        usable = (needed, "log") if name == "transfer_guard" else (needed,)
+        usable = (needed, "log") if name in _GUARDS else (needed,)
         if value is not None and value not in usable:
             raise ValueError(
                 f"jax_{name} = {getattr(value, 'value', value)!r}: {needed!r} is needed, "
@@ -37,15 +41,20 @@ def check() -> None:
             )
 
 
-def enter_thread() -> None:
-    """Gives a new thread, which does not inherit what its caller is within, the settings needed."""
-    _thread.within = contextlib.ExitStack()  # until the thread ends
-    for name, needed in _NEEDED.items():
-        _thread.within.enter_context(getattr(jax, name)(needed))
+@contextlib.contextmanager
+def thread_settings() -> Iterator[None]:
+    """Within, or in a function that it decorates, this thread has the settings needed.
+
+    A thread does not inherit what its caller is within.
+    """
+    with contextlib.ExitStack() as within:
+        for name, needed in _NEEDED.items():
+            within.enter_context(getattr(jax, name)(needed))
+        yield
 
 
 @contextlib.contextmanager
-def commands_own() -> Iterator[None]:
+def default_settings() -> Iterator[None]:
     """Within, all threads have the settings needed, whatever the environment says."""
     before = {name: getattr(jax.config, f"jax_{name}") for name in _NEEDED}
     try:

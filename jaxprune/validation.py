@@ -58,7 +58,7 @@ def array(name: str, value: Any, dtype: Any = None) -> np.ndarray:
     unmasked(name, value)
     try:
         return np.asarray(value, dtype)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} = {shown(value)}: an array of numbers is needed") from None
 
 

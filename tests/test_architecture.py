@@ -45,6 +45,7 @@ ALLOWED = {
         "inputs",
         "networks",
         "pruning",
+        "session",
         "statistics",
     },
     "studies": {

@@ -1,5 +1,6 @@
 """`jaxprune frontier` and `jaxprune threshold` as a user meets them; see also test_verify.py."""
 
+import errno
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -106,6 +108,9 @@ DEBUGGING = {
     "jax_disable_jit": True,
     "jax_numpy_dtype_promotion": "strict",
     "jax_transfer_guard": "disallow",
+    "jax_transfer_guard_host_to_device": "disallow",
+    "jax_transfer_guard_device_to_host": "disallow",
+    "jax_transfer_guard_device_to_device": "disallow",
 }
 
 
@@ -118,14 +123,16 @@ def test_settings_for_finding_faults_stop_no_command(bound, name):
         with pytest.raises(ValueError, match=f"{name} = .* with jax.{setting}") as refusal:
             keys.root_key(0)
         assert "\n" not in str(refusal.value)
-        with ThreadPoolExecutor(1, initializer=session.enter_thread) as pool:
-            pool.submit(session.check).result()
     jax.config.update(name, DEBUGGING[name])
     try:
         bound(lambda _: check_in_a_thread() or 0)
         assert cli.main(["bound"]) == 0
         with pytest.raises(ValueError, match=name):
             session.check()  # the caller's own settings are back
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(session.thread_settings()(session.check)).result()
+            with pytest.raises(ValueError, match=name):
+                pool.submit(session.check).result()
     finally:
         jax.config.update(name, before)
 
@@ -161,6 +168,35 @@ def test_a_full_disk_behind_stdout_is_status_3(bound, monkeypatch, capsys, argum
             status = end.code
     assert status == 3
     assert capsys.readouterr().err == "jaxprune: standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_an_interrupted_command_leaves_nothing_to_be_written(bound, monkeypatch, capsys):
+    """At its end Python would fail to, with another status."""
+
+    def interrupted(_):
+        print("x")
+        raise KeyboardInterrupt
+
+    bound(interrupted)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert cli.main(["bound"]) == 130
+    assert capsys.readouterr().err == "jaxprune: interrupted\n"
+
+
+def test_a_stderr_that_takes_nothing_costs_no_stdout(monkeypatch, tmp_path):
+    def write(_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", SimpleNamespace(write=write))
+        with pytest.raises(SystemExit) as end:
+            cli.main(["nothing"])
+        print("seen")
+    monkeypatch.undo()
+    assert end.value.code == 2 and (tmp_path / "out").read_text() == "seen\n"
 
 
 def test_a_closed_stdout_is_status_3_and_stderr_is_not_missed(bound, monkeypatch, capsys):

@@ -87,6 +87,18 @@ def test_cases_that_differ_by_more_than_the_width_are_no_family():
     assert slopes((32, 32, 32, 4), (64, 64, 64, 4), (128, 128, 128, 4))
 
 
+def test_each_domain_has_a_family_named_as_its_cells_are():
+    domains = {"domain": ["unit ball", "linf ball"], "eps": [1.0], "radius": 0.1}
+    both = cases(sparsity=0.1, **domains)
+    powers = [-1.0 if case.inputs == "unit ball" else -0.25 for case in both]
+    rng = np.random.default_rng(4)
+    sampled = [tally(rng, c.network.widths[1], p) for c, p in zip(both, powers, strict=True)]
+    found = {row["domain"]: row["typical"]["slope"] for row in exponents(both, sampled, 0.9)}
+    named = {"unit ball": -1.0, "linf ball of radius 0.1, outputs in linf": -0.25}
+    assert found == pytest.approx(named, abs=0.05)
+    assert {case.inputs for case in both} == named.keys()
+
+
 def test_few_trials_say_nothing():
     all_cases = cases(sparsity=0.1)
     rng = np.random.default_rng(0)

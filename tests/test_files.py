@@ -84,13 +84,13 @@ def test_only_regular_files_are_opened(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     for mode in ("rb", "ab"):
-        with open(tmp_path / "f", mode, opener=files.regular) as file:
+        with open(tmp_path / "f", mode, opener=files.open_regular) as file:
             assert stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         with pytest.raises(OSError, match="is a symbolic link"):
-            open(tmp_path / "link", mode, opener=files.regular)
+            open(tmp_path / "link", mode, opener=files.open_regular)
         for name in ("folder", "fifo"):
             with pytest.raises(OSError):
-                open(tmp_path / name, mode, opener=files.regular)
+                open(tmp_path / name, mode, opener=files.open_regular)
     assert (tmp_path / "f").read_text() == "mine"
 
 

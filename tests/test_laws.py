@@ -77,6 +77,10 @@ BROKEN = {
     },
     "density that falls": {"magnitude_quantile": lambda p: np.sqrt(p)},
     "and 0 at 0": {"magnitude_quantile": lambda p: LOMAX.magnitude_quantile(p) + 0.1},
+    "finite below 1": {
+        "magnitude_quantile": lambda p: LOMAX.magnitude_quantile(p) if p < 0.99 else math.inf
+    },
+    "finite below 1, and": {"magnitude_quantile": lambda p: math.nan},
     "kept_energy": {"kept_energy": lambda q: 1.0 - q**2},
     "magnitude with": {"magnitude": lambda u: 1.01 * LOMAX.magnitude(u)},
 }

@@ -62,6 +62,12 @@ def test_batches_do_not_matter(batch):
     np.testing.assert_allclose(parts.distances, whole.distances, rtol=1e-4, atol=1e-6)
 
 
+def test_settings_under_which_a_program_would_stop_are_refused_at_once():
+    with jax.transfer_guard("disallow"):
+        with pytest.raises(ValueError, match=r"^jax_transfer_guard = 'disallow': .*$"):
+            moves((mlp(), apply), Masks(), data(2))
+
+
 def test_nothing_pruned_moves_nothing():
     moved = moves((mlp(), apply), smallest_removed(mlp(), 0.0), data())
     assert moved.largest == 0.0 and moved.changed is None

@@ -644,6 +644,12 @@ def test_keys_are_those_of_threefry():
         prune(params, "random", 0.5, key=jax.random.key_data(jax.random.key(3, impl="rbg")))
 
 
+def test_settings_under_which_a_program_would_stop_are_refused_at_once():
+    with jax.transfer_guard("disallow"):
+        with pytest.raises(ValueError, match=r"^jax_transfer_guard = 'disallow': .*$"):
+            prune({"w": np.ones((2, 2), np.float32)}, amount=0.5)
+
+
 SPREAD = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec

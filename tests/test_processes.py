@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pytest
 
 import jaxprune as jp
-from jaxprune import cli, engine
+from jaxprune import cli, engine, files
 from jaxprune.engine import Store
 from jaxprune.engine.packing import pack
 
@@ -82,7 +82,7 @@ class Folder:
     def rows(self, store):
         """The tallies that a store has, by block; it may be at work, or not there yet."""
         path = self.path / store
-        if not Store.begun(path):
+        if not files.exists(path):
             return {}
         with Store.open(path) as there:
             assert not there.damaged

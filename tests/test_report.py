@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxprune import report
-from jaxprune.report import document, plots, words
+from jaxprune.report import document, plots, reading, words
 
 HOSTILE = "<img src=x onerror=alert(1)></title></script><script>alert(2)</script>\x1b[31m\x07\u202e"
 LEVELS = ("0.01", "0.05", "0.1", "0.25", "0.5", "0.75", "0.9", "0.95", "0.99", "1")
@@ -118,6 +119,7 @@ def result():
                 "experiment": "one",
                 "pruning": HOSTILE,
                 "amount": "D^0.75",
+                "domain": "unit ball",
                 "widths": [16, 32, 64],
                 "median_lower": {
                     "slope": -0.514,
@@ -498,13 +500,41 @@ def test_the_band_of_the_survival_curve_is_a_survival_function(result):
 
 
 def test_fits_are_drawn_and_nothing_is_told_apart_by_colour_alone(result):
-    fit = {"pruning": "magnitude", "amount": "D^0.75", "widths": [16, 64], "median_upper": None}
-    fit["median_lower"] = {"slope": -0.5, "intercept": 0.0}
+    fit = {"pruning": "magnitude", "amount": "D^0.75", "domain": "unit ball", "widths": [16, 64]}
+    fit |= {"median_lower": {"slope": -0.5, "intercept": 0.0}, "median_upper": None}
     ax = plots.gap_against_width(Figure().add_subplot(), result["cells"][:4], [fit])
     assert any(line.shape == (2,) and np.allclose(line, [0.25, 0.125]) for line in drawn(ax))
     shown = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
     looks = [(x.get_marker(), x.get_linestyle(), x.get_markerfacecolor() == "none") for x in shown]
     assert len(set(looks)) == len(looks)
+
+
+def test_cases_on_two_domains_have_a_fit_each(result):
+    domains = {"unit ball": -0.5, "linf ball of radius 1, outputs in linf": 0.0}
+    result["cells"] = [
+        cell(domain=domain, width=width, case=i)
+        for i, (domain, width) in enumerate(itertools.product(domains, (16, 32, 64)))
+    ]
+    (fit,) = result["exponents"]
+    result["exponents"] = [
+        fit | {"domain": domain, "median_upper": None}
+        | {"median_lower": fit["median_lower"] | {"slope": slope, "intercept": 0.0}}
+        for domain, slope in domains.items()
+    ]  # fmt: skip
+    for row in result["exponents"]:
+        row["pruning"] = "magnitude"
+    _, experiment, *_ = report.verify.sections(result)
+    ax = experiment.drawings[0].draw(Figure().add_subplot())
+    laws = [line for line in ax.get_lines() if [*line.get_xdata()] == [16, 64]]
+    np.testing.assert_allclose([line.get_ydata() for line in laws], [[0.25, 0.125], [1.0, 1.0]])
+    assert len({line.get_color() for line in laws}) == 2
+    assert sum("linf" in note for note in experiment.notes) == 1
+    console = Console(file=io.StringIO(), width=120)
+    report.render(result, console)
+    assert "magnitude D^0.75, linf ball" in console.file.getvalue()
+    del result["exponents"][0]["domain"]
+    with pytest.raises(ValueError, match=r"exponents\[0\].domain: missing"):
+        reading.check(result)
 
 
 def test_limits_mark_every_claim_by_its_verdict(result):

@@ -162,6 +162,16 @@ def test_an_account_needs_the_run_itself(verified, command, tmp_path):
 
 
 @pytest.mark.ci
+@pytest.mark.parametrize("without", ["norms", "bounds"])
+def test_a_result_without_norms_has_a_page(bounded, without):
+    method = bounded["methods"][0]
+    norms = [] if without == "norms" else [row | {"bounds": []} for row in method["norms"]]
+    result = bounded | {"methods": [method | {"norms": norms}]}
+    reading.check(result)
+    assert "<img" in report.page(bounded) and "<img" not in report.page(result)
+
+
+@pytest.mark.ci
 def test_the_plot_of_norms_has_every_bound(bounded):
     method = bounded["methods"][0]
     ax = bound_words.plot(Figure().add_subplot(), method)

@@ -22,8 +22,9 @@ import pytest
 from safetensors.numpy import load
 from stores import Shape, made_up
 
-from jaxprune import cli, report
+from jaxprune import cli, files, report
 from jaxprune.cli import replay as replay_command
+from jaxprune.cli import running
 from jaxprune.engine import Store
 from jaxprune.engine import rows as rows_module
 from jaxprune.engine.packing import pack
@@ -177,8 +178,8 @@ def test_a_flipped_bit_is_refused_or_costs_blocks_that_are_made_anew(
             result = json.loads((sandbox.run / "result.json").read_text())
             outcomes["dropped" if result["blocks"]["damaged"] else "harmless"] += 1
         sandbox.check()
-    print(outcomes)
-    assert flips < 1000 or min(outcomes.values()) > 0
+    assert outcomes["refused"] + outcomes["dropped"] > 0, outcomes
+    assert flips < 300 or min(outcomes.values()) > 0, outcomes
 
 
 def changed(value):
@@ -242,6 +243,7 @@ KEYS = {
     "block": ["UPDATE blocks SET ids = replace(ids, '1', '0') WHERE id = {0}"],
     "blocks": ["UPDATE blocks SET ids = (SELECT ids FROM blocks WHERE id = {1}) WHERE id = {0}"],
     "case": ["UPDATE blocks SET case_id = 1 WHERE id = {0}"],
+    "all": ["DELETE FROM blocks WHERE id != {0}", "UPDATE blocks SET id = -5"],
 }
 
 
@@ -256,7 +258,7 @@ def test_a_row_under_another_key_is_dropped_and_no_sound_one_with_it(
         first, second = next(id for id in rows if 1 in rows[id]), max(rows)
         for statement in KEYS[key]:
             db.execute(statement.format(first, second))
-    lost = {*rows[first], *(rows[second] if key == "rows" else ())}
+    lost = {"rows": {*rows[first], *rows[second]}, "all": {*range(BLOCKS)}}.get(key, {*rows[first]})
     with Store.open(path) as store:
         assert store.damaged and {*store.blocks(0)} == {*range(BLOCKS)} - lost
     assert command(capsys, "resume", sandbox.run) == 0
@@ -375,8 +377,7 @@ def test_what_lies_beside_a_run_makes_no_command_touch_what_is_outside(
             sandbox.check()
         if statuses[-1] == 0:
             check_whole(sandbox.run)
-    print({status: statuses.count(status) for status in set(statuses)})
-    assert {0, 2} <= {*statuses}
+    assert {0, 2} <= {*statuses}, statuses
 
 
 @pytest.mark.parametrize("name", ["result.json.part", "report.html.part", "../jaxprune-runs.jsonl"])
@@ -427,7 +428,7 @@ def removed(sandbox):
 
 
 @pytest.mark.parametrize("by", [moved, replaced, removed])
-@pytest.mark.parametrize("moment", ["sampling", "judging", "writing"])
+@pytest.mark.parametrize("moment", ["sampling", "judging", "judged", "writing"])
 def test_a_run_whose_folder_is_another_stops_and_writes_nothing(
     sandbox, originals, capsys, monkeypatch, by, moment
 ):
@@ -453,6 +454,8 @@ def test_a_run_whose_folder_is_another_stops_and_writes_nothing(
         monkeypatch.setattr(sampling, "sample", fill_some)
     elif moment == "judging":
         monkeypatch.setattr(sampling, "is_complete", strike_after(sampling.is_complete))
+    elif moment == "judged":
+        monkeypatch.setattr(running, "judged", strike_after(judged))
     else:
         monkeypatch.setattr(verify_report, "sections", strike_after(lambda *_: []))
     sandbox.run.parent.mkdir(exist_ok=True)
@@ -462,6 +465,7 @@ def test_a_run_whose_folder_is_another_stops_and_writes_nothing(
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "moved, replaced or removed" in said and "goes on" not in said
     assert {p.name: p.read_bytes() for p in sandbox.work.glob("run/*")} == done[0]
+    assert sandbox.run.exists() == (by is replaced)
     if by is not removed:
         assert command(capsys, "resume", sandbox.work / "elsewhere") == 0
         check_whole(sandbox.work / "elsewhere")
@@ -536,8 +540,7 @@ def test_a_process_killed_as_it_opens_a_killed_run_costs_nothing(
         sandbox.private.mkdir()
         if not was_killed:
             break
-    print(f"{step} steps")
-    assert step > 15
+    assert step > 15, step
 
 
 def merge(parts, out):
@@ -568,14 +571,13 @@ def test_a_killed_merge_is_gone_on_with_by_merge_and_by_resume(sandbox, capsys, 
             shutil.copytree(out, again)
         assert command(capsys, "merge", *parts, "--out", out) == 0
         check_whole(out)
-        if Store.begun(again / "run.db"):
+        if files.exists(again / "run.db"):
             assert command(capsys, "resume", again) == 0
             check_whole(again)
-        for folder in {out, *out.parent.glob("again")} if Store.begun(again / "run.db") else {out}:
+        for folder in {out, *out.parent.glob("again")} if files.exists(again / "run.db") else {out}:
             result = json.loads((folder / "result.json").read_text())
             assert result["runs"]["exploratory"], (step, folder)
         shutil.rmtree(out.parent)
         shutil.rmtree(sandbox.private)
         sandbox.private.mkdir()
-    print(f"{step} steps")
-    assert step > 20
+    assert step > 20, step

@@ -5,6 +5,7 @@ Trials are made of random numbers here: nothing is sampled.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import multiprocessing
@@ -13,6 +14,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,7 +87,7 @@ def whole(store):
 
 def write_on(path, blocks):
     """What a process does, again and again until it is through."""
-    store = Store.open(path, write=True) if Store.begun(path) else Store.create(path, {"a": 1})
+    store = Store.open(path, write=True) if files.exists(path) else Store.create(path, {"a": 1})
     store.begin(0, shape(blocks), EMPTY)
     there = set(store.blocks(0))
     for block in range(blocks):
@@ -279,6 +281,63 @@ def test_a_full_disk_costs_no_block_that_was_kept(tmp_path, small_rows):
         assert state_hash(whole(again)) == state_hash([tally(b, 30) for b in kept_blocks])
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("whence", [os.SEEK_DATA, os.SEEK_HOLE])
+def test_file_systems_that_tell_no_holes_keep_runs(tmp_path, monkeypatch, code, whence):
+    filled(tmp_path / "run.db", 3, range(2)).close()
+    lseek = os.lseek
+
+    def without_holes(file, position, how):
+        if how == whence:
+            raise OSError(code, os.strerror(code))
+        return lseek(file, position, how)
+
+    monkeypatch.setattr(os, "lseek", without_holes)
+    with Store.open(tmp_path / "run.db", write=True) as store:
+        store.add(0, 2, tally(2, 3), "here", 0.5)
+    with Store.open(tmp_path / "run.db") as store:
+        assert store.blocks(0) == [0, 1, 2] and not store.damaged
+
+
+def test_a_copy_has_what_follows_a_small_hole(tmp_path):
+    """Also where a read of what is before the hole reads on into what follows it."""
+    rng = random.Random(0)
+    with (tmp_path / "a").open("wb") as file:
+        file.write(rng.randbytes(4096))
+        file.seek(8192)
+        file.write(rng.randbytes(200_000))
+        file.truncate(300_000)
+    with (tmp_path / "a").open("rb", 2**16) as source, (tmp_path / "b").open("wb") as copy:
+        database._copy_data(source, copy)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_fault_of_the_machine_is_not_said_to_be_the_run_s(tmp_path, monkeypatch, write):
+    path = tmp_path / "run.db"
+    filled(path, 3).close()
+    before, lseek = path.read_bytes(), os.lseek
+    for code in (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT):
+
+        def faulty(*_, code=code):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "lseek", faulty)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            Store.open(path, write=write)
+    monkeypatch.setattr(os, "lseek", lseek)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(OSError, match="No such file"):
+        Store.open(path, write=write)
+    monkeypatch.undo()
+    with pytest.raises(sqlite3.OperationalError, match="full"), database.refused(path):
+        db = database.in_memory()
+        db.execute("PRAGMA max_page_count = 1")
+        db.execute("CREATE TABLE a (b)")
+    assert path.read_bytes() == before
+    Store.open(path, write=write).close()
+
+
 def killed(function, *arguments):
     """Runs a function in a process of its own, in which it is killed."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
@@ -301,8 +360,8 @@ def test_a_process_killed_as_it_makes_a_store_leaves_a_whole_one_or_none(
     with monkeypatch.context() as patched:
         patched.setattr(os, before, kill_this)
         killed(Store.create, path, {"a": 1})
-    assert Store.begun(path) == (before == "unlink")
-    if not Store.begun(path):
+    assert files.exists(path) == (before == "unlink")
+    if not files.exists(path):
         assert files.is_unused(path.parent) and any(path.parent.iterdir())
         filled(path, 2).close()
     with pytest.raises(ValueError, match="exists"):

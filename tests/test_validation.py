@@ -56,7 +56,7 @@ def test_masked_parts_of_a_list_are_refused():
     assert validation.array("x", jax.device_put(PLAIN)).tolist() == PLAIN.tolist()
 
 
-@pytest.mark.parametrize("value", [[[1.0], [1.0, 2.0]], "a"])
+@pytest.mark.parametrize("value", [[[1.0], [1.0, 2.0]], "a", [10**400]])
 def test_what_is_no_array_of_numbers_is_said(value):
     with pytest.raises(ValueError, match=r"x = .*: an array of numbers is needed"):
         validation.array("x", value, np.float64)

@@ -47,11 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parser().parse_args(argv)
     except SystemExit as end:  # help, version, or a wrong argument
-        sys.exit(common.finished(end.code))
+        sys.exit(common.flush_output(end.code))
     try:
-        with stopped_by_signals(), session.commands_own():
+        with stopped_by_signals(), session.default_settings():
             common.keep_programs()
-            return common.finished(args.run(args))
+            return common.flush_output(args.run(args))
     except (Stopped, KeyboardInterrupt) as stop:
         status = getattr(stop, "status", common.INTERRUPTED)
-        return common.fail("interrupted", status)
+        return common.flush_output(common.fail("interrupted", status))

@@ -49,8 +49,11 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def _print_message(self, message, file=None):
-        # Argparse's own forgets that a full disk took none of the help.
-        print_safely(lambda _: (file or sys.stderr).write(message))
+        if file is sys.stdout:
+            # Argparse's own forgets that a full disk took none of the help.
+            print_safely(lambda _: file.write(message))
+        else:
+            super()._print_message(message, file)
 
     def error(self, message):
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -166,10 +169,10 @@ def show(result: Result, folder: Path, spent: float, console: Console) -> None:
 def print_safely(show: Callable[[Console], None]) -> None:
     """Prints to stdout, whatever its encoding, and survives what cannot be written.
 
-    Nobody misses it where a pipe is closed; `finished` tells of a full disk.
+    Nobody misses it where a pipe is closed; `flush_output` tells of a full disk.
     """
-    sys.stdout.reconfigure(errors="replace")
     try:
+        sys.stdout.reconfigure(errors="replace")  # which writes what is there
         # In a pipe there is no width to keep to.
         show(Console(width=None if sys.stdout.isatty() else 120))
         sys.stdout.flush()
@@ -188,7 +191,7 @@ def _drop_output():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def finished(status: int) -> int:
+def flush_output(status: int) -> int:
     """The exit status of a command, once all that it printed is written.
 
     Args:

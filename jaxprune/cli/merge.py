@@ -1,11 +1,11 @@
 """`jaxprune merge`."""
 
 import argparse
+import os
 import time
 from pathlib import Path
 
 from jaxprune.cli import common, running
-from jaxprune.engine import Store
 from jaxprune.studies import kept
 
 
@@ -34,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out or Path(time.strftime("merge-%Y%m%d-%H%M%S"))
 
     def opened():
-        # What was begun, as by a merge that was killed, is gone on with.
-        begun = Store.begun(kept.store_path(folder))
+        # What was begun, as by a merge that was killed, is gone on with; of a name that no file can
+        # have the check tells.
+        begun = os.path.lexists(kept.store_path(folder))
         common.check_outputs(folder, args.json, shared=begun)
         return kept.merge(args.runs, folder)
 

@@ -78,11 +78,13 @@ def run_blocks(
     """
     blocks = run.blocks if blocks is None else blocks
     devices = (devices or jax.local_devices())[: len(run.blocks)]
-    with ThreadPoolExecutor(len(devices), initializer=session.enter_thread) as pool:
-        programs = list(pool.map(lambda device: compiled_block(run, device), devices))
+    compiled = session.thread_settings()(compiled_block)
+    with ThreadPoolExecutor(len(devices)) as pool:
+        programs = list(pool.map(lambda device: compiled(run, device), devices))
     numbers = [jax.device_put(run.numbers, device) for device in devices]
     wanted = _at_once(run, len(devices))
 
+    @session.thread_settings()
     def one(place, start):
         return jax.tree.map(np.asarray, programs[place](numbers[place], *words(start, run.block)))
 
@@ -92,7 +94,7 @@ def run_blocks(
         trials = Trial(*(field[: len(ids)] for field in future.result()))
         return Done(block, ids, trials, devices[place])
 
-    pool = ThreadPoolExecutor(wanted, initializer=session.enter_thread)
+    pool = ThreadPoolExecutor(wanted)
     try:
         with _one_blas_thread():
             running = collections.deque()

@@ -25,10 +25,24 @@ APPLICATION = 0x6A707275
 _MAX_VALUE = 2**24
 _TRIES = 200
 _WAL = b"\x02\x02"  # bytes 18 and 19 of a file whose changes go to a log
+_TELLS_NO_HOLES = {errno.EINVAL, errno.EOPNOTSUPP}
+_OF_THE_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+"""Errors that say nothing of the file that was read or written."""
 
 
 class Displaced(OSError):
     """A file that is no longer at its path: it was moved, replaced or removed."""
+
+
+class NoTemporaryFolder(OSError):
+    """No folder for temporary files can be written."""
 
 
 def checksum(table: str, id: int, *values: Any, data: bytes = b"") -> str:
@@ -55,6 +69,7 @@ def snapshot(path: Path) -> sqlite3.Connection:
     Raises:
       ValueError: beside the file lies what no run leaves there.
       OSError: it cannot be copied.
+      NoTemporaryFolder: there is no place for the copy.
     """
     with _copied(path) as copy:
         # Nothing but the connection needs the copy once it is open.
@@ -62,7 +77,7 @@ def snapshot(path: Path) -> sqlite3.Connection:
 
 
 def in_place(path: Path) -> sqlite3.Connection:
-    """A connection that writes the file itself, for the process that has the lock, after `settle`.
+    """A connection that writes the file itself, after `apply_log`, for the process with the lock.
 
     A killed process loses no commit; after a power failure the last commits may be missing.
     """
@@ -73,7 +88,7 @@ def in_place(path: Path) -> sqlite3.Connection:
     return db
 
 
-def settle(path: Path) -> bool:
+def apply_log(path: Path) -> bool:
     """Writes the log, if there is one, into the file, after both were read and checked.
 
     The file is replaced whole before the log is removed. A process that is killed in between leaves
@@ -83,7 +98,7 @@ def settle(path: Path) -> bool:
       Whether the header asks for a log. Only then may the file be written in place.
     """
     log = _log(path)
-    if os.path.lexists(log):
+    if files.exists(log):
         with _copied(path) as copy:
             _move(copy, path)
         files.sync(path.parent)
@@ -93,7 +108,7 @@ def settle(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def made(path: Path, *, new: bool) -> Iterator[sqlite3.Connection]:
+def new_database(path: Path, *, new: bool) -> Iterator[sqlite3.Connection]:
     """Yields a connection to an empty private database, which then becomes the file, whole.
 
     Raises:
@@ -141,7 +156,7 @@ def check_alone(path: Path) -> None:
 
 def _refuse(path, suffix):
     beside = path.with_name(path.name + suffix)
-    if os.path.lexists(beside):
+    if files.exists(beside):
         raise ValueError(f"{str(beside)!r} is not of this run, and SQLite would apply it: move it")
 
 
@@ -165,16 +180,16 @@ def _copy(path, copy):
 
 
 def _copy_log(path, copy):
-    with open(_log(path), "rb", opener=files.regular) as log, _log(copy).open("wb") as file:
+    with open(_log(path), "rb", opener=files.open_regular) as log, _log(copy).open("wb") as file:
         _copy_data(log, file)
 
 
 def _copy_data(source, file):
     """Copies a file; its holes stay holes, so that a terabyte of nothing costs nothing."""
     for start, end in _extents(source.fileno()):
-        source.seek(start)
         file.seek(start)
-        while start < end and (data := source.read(min(end - start, 2**20))):
+        # A buffered read would not see that the search for holes moves the position in the file.
+        while start < end and (data := os.pread(source.fileno(), min(end - start, 2**20), start)):
             start += file.write(data)
     file.truncate(os.fstat(source.fileno()).st_size)
 
@@ -184,20 +199,23 @@ def _extents(file):
     end, size = 0, os.fstat(file).st_size
     while end < size:
         try:
-            start = os.lseek(file, end, os.SEEK_DATA)
-            end = os.lseek(file, start, os.SEEK_HOLE)
+            begin = os.lseek(file, end, os.SEEK_DATA)
+            stop = os.lseek(file, begin, os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:  # nothing but a hole is left
                 return
-            raise
-        yield start, end
+            if error.errno not in _TELLS_NO_HOLES:
+                raise
+            begin, stop = end, size
+        yield begin, stop
+        end = stop
 
 
 def _state(path):
     file, log = path.stat(), None
     with (
         contextlib.suppress(FileNotFoundError),
-        open(_log(path), "rb", opener=files.regular) as stream,
+        open(_log(path), "rb", opener=files.open_regular) as stream,
     ):
         log = stream.read(32)  # with two salts, which change whenever the log is begun anew
     return file.st_ino, file.st_size, file.st_mtime_ns, log
@@ -209,7 +227,11 @@ def _log(path):
 
 @contextlib.contextmanager
 def _folder():
-    with tempfile.TemporaryDirectory(prefix="jaxprune-") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="jaxprune-")
+    except OSError as error:
+        raise NoTemporaryFolder(error.errno, error.strerror, error.filename) from None
+    with temporary as folder:
         yield Path(folder)
 
 
@@ -259,7 +281,7 @@ def _check_lock(path):
             raise ValueError(f"run = {str(path)!r}: {str(_lock(path))!r} is not a lock: move it")
 
 
-def place(path: Path) -> tuple[int, int]:
+def file_identity(path: Path) -> tuple[int, int]:
     """The device and inode of the file at a path.
 
     Raises:
@@ -268,11 +290,11 @@ def place(path: Path) -> tuple[int, int]:
     try:
         there = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise displaced(path) from None
+        raise displaced_error(path) from None
     return there.st_dev, there.st_ino
 
 
-def displaced(path: Path) -> Displaced:
+def displaced_error(path: Path) -> Displaced:
     """The error for a file that is no longer at its path."""
     told = "was moved, replaced or removed while the run was at work; nothing more is written"
     return Displaced(errno.ESTALE, told, str(path))
@@ -288,10 +310,13 @@ def check_ours(path: Path) -> None:
 
 @contextlib.contextmanager
 def refused(path: Path) -> Iterator[None]:
-    """Turns every error of the file within into a ValueError of one line, but not a full disk's."""
+    """Turns every error of the file within into a ValueError of one line, but not the machine's."""
     try:
         yield
+    except NoTemporaryFolder:
+        raise
     except (sqlite3.Error, OSError, ValueError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        if full or getattr(error, "errno", None) in _OF_THE_MACHINE:
             raise
         raise ValueError(f"run = {str(path)!r}: no run, or damaged: {error}") from None

@@ -57,7 +57,7 @@ class Rows:
             seen.add(id)
             if not sound:
                 self.damaged += _named(row)
-        self._next = max((id for id in seen if id < MAX_ID), default=-1) + 1
+        self._next = max((id for id in seen if 0 <= id < MAX_ID), default=-1) + 1
 
     def _take(self, id, row, is_block):
         """Finds the blocks of a row, all of them or, if one is not sound, none."""

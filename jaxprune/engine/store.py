@@ -12,7 +12,6 @@ the run writes the file anew without it, so that no row is ever deleted for the 
 import contextlib
 import hashlib
 import math
-import os
 import sqlite3
 import time
 import uuid
@@ -76,7 +75,7 @@ class Store:
         try:
             files.refuse_existing(path)
             database.check_alone(path)
-            with database.made(path, new=True) as db:
+            with database.new_database(path, new=True) as db:
                 _begin(db, about)
         except FileExistsError:
             raise ValueError(f"run = {str(path)!r}: exists; a new path is needed") from None
@@ -94,7 +93,7 @@ class Store:
         Raises:
           ValueError: no store, one of another version or damaged, or a process is at work on it;
             the file and what lies beside it are as they were.
-          OSError: the disk is full.
+          OSError: the disk is full, or the folder for temporary files cannot be written.
         """
         if not path.is_file():
             raise ValueError(f"run = {str(path)!r}: no such file")
@@ -115,18 +114,16 @@ class Store:
             undo.pop_all()
         return store
 
-    begun = staticmethod(os.path.lexists)
-
     def _go_on(self, lock):
         """Writes to the file in which everything was read, without what was damaged."""
-        ready = database.settle(self.path)
+        ready = database.apply_log(self.path)
         if self.damaged or self._history.damaged or not ready:
-            with database.made(self.path, new=False) as db:
+            with database.new_database(self.path, new=False) as db:
                 _make_tables(db)
                 for table in self._tables:
                     table.copy(db)
         self._db.close()
-        self._place = database.place(self.path)
+        self._place = database.file_identity(self.path)
         self._db, self._lock = database.in_place(self.path), lock
         for table in self._tables:
             table.use(self._db)
@@ -154,8 +151,8 @@ class Store:
         Raises:
           Displaced: it was moved, replaced or removed while the run was at work.
         """
-        if self._place and database.place(self.path) != self._place:
-            raise database.displaced(self.path)
+        if self._place and database.file_identity(self.path) != self._place:
+            raise database.displaced_error(self.path)
 
     def __enter__(self):
         return self

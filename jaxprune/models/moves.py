@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import validation
+from jaxprune import session, validation
 from jaxprune.engine import Tally, Trial, keys
 from jaxprune.models.known import Known
 from jaxprune.models.masks import Masks
@@ -227,9 +227,10 @@ def moves(
 
     Raises:
       ValueError: no inputs, inputs that the model does not take, integers that JAX's type does not
-        hold, labels that do not fit, masks or parameters of another model, or a model whose output
-        is no array with one entry for each input.
+        hold, labels that do not fit, masks or parameters of another model, a model whose output is
+        no array with one entry for each input, or settings of JAX that `session.check` refuses.
     """
+    session.check()
     target = _target(model, x, labels, classes, batch)
     moved, other = _against(target, pruned, progress)
     return _beside_float64(moved, target, other)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import validation
+from jaxprune import session, validation
 from jaxprune.models import scores as methods
 from jaxprune.models.amounts import Group, LayerAmount, groups
 from jaxprune.models.masks import Masks
@@ -75,11 +75,13 @@ def prune(
       Masks of the chosen layers, and of those that `masks` had.
 
     Raises:
-      ValueError: an argument that does not fit, or scores of a layer that are not finite.
+      ValueError: an argument that does not fit, scores of a layer that are not finite, or settings
+        of JAX that `session.check` refuses.
 
     Warns:
       UserWarning: neurons are removed, and the model has a norm of their number that has no masks.
     """
+    session.check()
     params = params_of(params)
     structure = Weights() if structure is None else structure
     chosen = select(params, layers)

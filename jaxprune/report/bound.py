@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jaxprune.report.plots import ticks_1_2_5
-from jaxprune.report.section import BEST, Cell, Drawing, Section, Table, first
+from jaxprune.report.section import BEST, Cell, Drawing, Section, Table, at_most
 from jaxprune.report.words import MOST_DRAWN, claim_of, drawn, number, number_down, number_up
 
 if TYPE_CHECKING:  # Matplotlib is imported once something is drawn
@@ -36,6 +36,7 @@ def _method(plan, method):
     tables, drawings, notes = [], [], []
     if method["certificate"]["events"]:
         tables += [_events(method["certificate"]), _norms(method["norms"])]
+    if any(row["bounds"] for row in method["norms"]):
         drawing, notes = _drawing(method["norms"])
         drawings.append(drawing)
     if method["inverses"]:
@@ -51,9 +52,9 @@ def _method(plan, method):
 
 def _drawing(norms):
     """The plot of so many norms and theorems as one shows, and notes on the others."""
-    norms, cut = first(norms, "norms")
+    norms, cut = at_most(norms, "norms")
     names = dict.fromkeys(_theorem(answer["name"]) for row in norms for answer in row["bounds"])
-    shown, more = first(list(names), "theorems", len(_MARKERS))
+    shown, more = at_most(list(names), "theorems", len(_MARKERS))
     norms = [
         row | {"bounds": [a for a in row["bounds"] if _theorem(a["name"]) in shown]}
         for row in norms

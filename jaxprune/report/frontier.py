@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jaxprune.report.plots import ticks_1_2_5
-from jaxprune.report.section import Cell, Drawing, Section, Table, first
+from jaxprune.report.section import Cell, Drawing, Section, Table, at_most
 from jaxprune.report.words import (
     claim_of,
     drawn,
@@ -30,7 +30,7 @@ OPEN_BECAUSE = {
 
 def sections(result: dict[str, Any]) -> list[Section]:
     """One: the claim, what is known of its frontier, the plot, a row a width."""
-    points, cut = first(result["points"], "widths")
+    points, cut = at_most(result["points"], "widths")
     draw = lambda ax: plot(ax, result | {"points": points})
     return [
         Section(

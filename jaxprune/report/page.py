@@ -58,14 +58,15 @@ def write_folder(
 
     Args:
       result: of any study.
-      folder: that holds them; made if it is not there.
+      folder: that holds them; without `check` made if it is not there.
       check: of a run that is kept: raises unless the folder is still its own, and is called before
         each of the files is replaced. Without, both must be new.
 
     Raises:
       FileExistsError: there is one of the files, and no `check`.
     """
-    folder.mkdir(exist_ok=True)
+    if not check:
+        folder.mkdir(exist_ok=True)
     texts = {"result.json": _json, "report.html": lambda result: page(result, run=str(folder))}
     for name, written in texts.items():
         content = utf8(written(result))

@@ -57,7 +57,7 @@ def gap_against_width(
                 )
                 lines.add(key)
         for fit in fits:
-            if (fit["pruning"], fit["amount"]) == (group[0]["pruning"], group[0]["amount"]):
+            if family(fit) == family(group[0]):
                 _power_laws(ax, fit, color)
     _upper_in_legend(ax)
     for style, label in (_THEORY[key] for key in _THEORY if key in lines):
@@ -174,7 +174,12 @@ def limits(ax: Axes, cells: Sequence[dict[str, Any]]) -> Axes:
 
 def last_of_series(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last case of each pruning, amount and domain: that of the largest width, as plans go."""
-    return list({(c["pruning"], c["amount"], c["domain"]): c for c in cells}.values())
+    return list({family(cell): cell for cell in cells}.values())
+
+
+def family(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Pruning, amount and domain of a cell, or of a fit through the cells that share them."""
+    return row["pruning"], row["amount"], row["domain"]
 
 
 def _band(ax, cell):

@@ -287,6 +287,7 @@ CHECKS: Mapping[str, Check] = {
                 experiment=_text,
                 pruning=_text,
                 amount=_text,
+                domain=_text,
                 widths=_list(_number(1, 2**31, whole=True), 1),
                 median_lower=_or_null(_fit),
                 median_upper=_or_null(_fit),

@@ -83,7 +83,9 @@ class Section(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def first(rows: Sequence[Any], what: str, most: int = MAX_SHOWN) -> tuple[Sequence[Any], list[str]]:
+def at_most(
+    rows: Sequence[Any], what: str, most: int = MAX_SHOWN
+) -> tuple[Sequence[Any], list[str]]:
     """Those of `rows` that one drawing shows, and a note if there are more."""
     if len(rows) <= most:
         return rows, []

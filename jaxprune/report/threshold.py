@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jaxprune.report.section import Cell, Drawing, Section, Table, first
+from jaxprune.report.section import Cell, Drawing, Section, Table, at_most
 from jaxprune.report.words import (
     between,
     claim_of,
@@ -34,7 +34,7 @@ def sections(result: dict[str, Any]) -> list[Section]:
     """One: the claim, brackets of the least width, its exponents, the plots."""
     drawings, notes = [], _notes(result["plan"])
     for variable, sign in (("eps", "ε"), ("delta", "δ")):
-        rows, cut = first(_along(result, variable), f"values of {sign}")
+        rows, cut = at_most(_along(result, variable), f"values of {sign}")
         shown = result | {"thresholds": rows}
         draw = lambda ax, shown=shown, variable=variable: plot(ax, shown, variable)
         drawings.append(Drawing(f"The threshold width against 1/{sign}", draw, 6.4, 5.2))

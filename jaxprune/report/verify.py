@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from jaxprune.report import plots
-from jaxprune.report.section import MAX_SERIES, Cell, Drawing, Section, Table, first
+from jaxprune.report.section import MAX_SERIES, Cell, Drawing, Section, Table, at_most
 from jaxprune.report.terminal import STYLES
 from jaxprune.report.words import (
     COUNTS,
@@ -81,8 +81,11 @@ def claim_lines(cells: Sequence[dict[str, Any]]) -> list[Text]:
 
 
 def _named(cell):
-    inputs = "" if cell["domain"] == "unit ball" else f", {cell['domain']}"
-    return plain(f"{target(cell)} {cell['pruning']} {cell['amount']}{inputs}")
+    return plain(f"{target(cell)} {cell['pruning']} {cell['amount']}{_inputs(cell)}")
+
+
+def _inputs(row):
+    return "" if row["domain"] == "unit ball" else f", {row['domain']}"
 
 
 def summarize(result: dict[str, Any], console: Console) -> None:
@@ -173,7 +176,7 @@ def _exponents(found):
         table.add_column(name, no_wrap=True, min_width=19)
     for row in found:
         table.add_row(
-            Text(plain(f"{row['experiment']}: {row['pruning']} {row['amount']}")),
+            Text(plain(f"{row['experiment']}: {row['pruning']} {row['amount']}{_inputs(row)}")),
             *(slope(row[key]) for key in ("median_lower", "median_upper", "typical")),
         )
     return table
@@ -259,17 +262,18 @@ def _experiment(i, title, cells, fits):
     series = defaultdict(list)
     for cell in _cases(cells).values():
         series[tuple(cell[key] for key in keys)].append(cell)
-    groups, cut = first(list(series.values()), "series", MAX_SERIES)
-    shown, more = first([cell for group in groups for cell in group], "cases")
+    groups, cut = at_most(list(series.values()), "series", MAX_SERIES)
+    shown, more = at_most([cell for group in groups for cell in group], "cases")
     if training:
         draw = lambda ax: plots.gap_against_sparsity(ax, shown)
     else:
-        laws = {(fit["pruning"], fit["amount"]): fit for fit in fits}
+        laws = {plots.family(fit): fit for fit in fits}
         draw = lambda ax: plots.gap_against_width(ax, shown, list(laws.values()))
     curves = plots.last_of_series(cells)
     notes = [
-        f"{row['pruning']}, {row['amount']}: gap ∝ width^slope, {slope(row['median_lower'])} "
-        f"for the median lower bound, {slope(row['median_upper'])} for the upper."
+        f"{row['pruning']}, {row['amount']}{_inputs(row)}: gap ∝ width^slope, "
+        f"{slope(row['median_lower'])} for the median lower bound, "
+        f"{slope(row['median_upper'])} for the upper."
         for row in fits
         if row["median_lower"] or row["median_upper"]
     ]

@@ -22,19 +22,18 @@ class Background:
     """
 
     def __init__(self):
-        self._compiler, self._trainer = (
-            ThreadPoolExecutor(1, initializer=session.enter_thread) for _ in range(2)
-        )
+        self._compiler, self._trainer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._ended = threading.Event()
 
     def compile(self, runs: Iterable[engine.Run]) -> None:
         """Compiles the programs of runs, in their order."""
+        compiled = session.thread_settings()(engine.compiled_block)
         for run in runs:
-            self._compiler.submit(engine.compiled_block, run)
+            self._compiler.submit(compiled, run)
 
     def train(self, train: Callable[..., Result], *arguments: object) -> Future[Result]:
         """Calls a function that trains, after those given before."""
-        return self._trainer.submit(train, *arguments)
+        return self._trainer.submit(session.thread_settings()(train), *arguments)
 
     def go_on(self) -> None:
         """Called between two steps of training.

@@ -33,9 +33,9 @@ def exponents(
       confidence: of each slope's two-sided t limits.
 
     Returns:
-      One a family of cases: `experiment`, `pruning`, `amount`, `widths`, and of the
-      `median_lower` and `median_upper` bound and the `typical` distance (root mean square, at one
-      input) the fields of `statistics.PowerLaw`; None where fewer than three are positive and
+      One a family of cases: `experiment`, `pruning`, `amount`, `domain`, `widths`, and of
+      the `median_lower` and `median_upper` bound and the `typical` distance (root mean square, at
+      one input) the fields of `statistics.PowerLaw`; None where fewer than three are positive and
       finite, or of 100 trials. The limits take estimates as independent, but cases share the
       seed: those of neighbouring widths correlate a little.
     """
@@ -44,11 +44,11 @@ def exponents(
         shape = _shape(case)
         if shape is not None:
             width, ends = shape
-            family = (case.title, case.pruning, case.amount, case.domain, case.targets, case.pruned,
+            family = (case.title, case.pruning, case.amount, case.inputs, case.targets, case.pruned,
                       case.ball, case.network.activation, ends, case.trials)  # fmt: skip
             families.setdefault(family, []).append((width, tally))
     found = []
-    for (title, pruning, amount, domain, *_), members in families.items():
+    for (title, pruning, amount, inputs, *_), members in families.items():
         by_width = dict(members)
         if len(by_width) == len(members) >= LEAST_WIDTHS:
             fit = lambda estimate, w=by_width: _fit(w, estimate, confidence)
@@ -57,7 +57,7 @@ def exponents(
                     "experiment": title,
                     "pruning": pruning.name,
                     "amount": str(amount),
-                    "domain": domain,
+                    "domain": inputs,
                     "widths": sorted(by_width),
                     "median_lower": fit(lambda tally: _median(tally, 0)),
                     "median_upper": fit(lambda tally: _median(tally, 1)),

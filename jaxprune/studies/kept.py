@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxprune import files
 from jaxprune.engine import Store
 from jaxprune.studies import runs, sampling
 from jaxprune.studies.plan import Plan
@@ -45,7 +46,7 @@ def stores(run: Path) -> list[Path]:
     """
     if not run.is_dir():
         return [run]
-    found = [path for path in (*_parts(run), store_path(run)) if Store.begun(path)]
+    found = [path for path in (*_parts(run), store_path(run)) if files.exists(path)]
     if not found:
         raise ValueError(f"run = {str(run)!r}: there is no {STORE} in this folder")
     return found
@@ -80,7 +81,7 @@ def begin(plan: Plan, folder: Path, part: Part = WHOLE, *, resume: bool = False)
       OSError: the folder or the store cannot be made.
     """
     path = store_path(folder, part)
-    if resume and Store.begun(path):
+    if resume and files.exists(path):
         kept = reopen(path)
         with _closing_on_error(kept.store):
             theirs = {"plan": kept.plan.hash, "part": kept.part}
@@ -149,14 +150,15 @@ def merge(parts: Sequence[Path], out: Path) -> Kept:
 
     Raises:
       ValueError: a file that is no run, runs of different plans, identities or block shapes, or
-        blocks that two of them have, named; nothing is merged.
+        blocks that two of them have, named, unless one is the whole run in the folder of the
+        other; nothing is merged.
       BrokenInvariant: a part and the whole run in `out` differ in a block.
       OSError: the store cannot be written.
     """
     path = store_path(out)
     paths = dict.fromkeys(p.resolve() for run in parts for p in stores(run))
     with contextlib.ExitStack() as stack:
-        there = Store.open(path, write=True) if Store.begun(path) else None
+        there = Store.open(path, write=True) if files.exists(path) else None
         if there:
             stack.enter_context(_closing_on_error(there))
         paths.pop(path.resolve(), None)

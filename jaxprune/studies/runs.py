@@ -95,7 +95,7 @@ def _note(plan, folder):
         "stream": plan.stream,
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    with _readable(folder / LEDGER) as path, open(path, "ab", opener=files.regular) as file:
+    with _readable(folder / LEDGER) as path, open(path, "ab", opener=files.open_regular) as file:
         file.write(json.dumps(entry).encode() + b"\n")
 
 
@@ -114,7 +114,7 @@ def _label(seed, stream):
 
 def _seeds(path, claim):
     try:
-        with open(path, encoding="utf-8", opener=files.regular) as file:
+        with open(path, encoding="utf-8", opener=files.open_regular) as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
         return

@@ -117,7 +117,7 @@ def _asked(case: Case) -> dict[str, Any]:
         "network": str(case.network),
         "pruning": case.pruning.name,
         "amount": str(case.amount),
-        "domain": TEST_IMAGES if case.domain == TEST_IMAGES else str(case.ball),
+        "domain": case.inputs,
     }
 
 

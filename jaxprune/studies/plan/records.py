@@ -10,6 +10,7 @@ from jaxprune.gaps import LinfBall, UnitBall
 from jaxprune.laws import Law
 from jaxprune.networks import Network
 from jaxprune.pruning import Amount, Pruning
+from jaxprune.studies.plan.keys import TEST_IMAGES
 from jaxprune.studies.result import sha256
 from jaxprune.studies.trained import Recipe
 
@@ -57,6 +58,11 @@ class Case:
             self.pruning.removed(self.amount, count) / count if chosen else 0.0
             for count, chosen in zip(self.network.weight_counts, self.pruned, strict=True)
         )
+
+    @property
+    def inputs(self) -> str:
+        """What the gap is taken over, as results say it."""
+        return TEST_IMAGES if self.domain == TEST_IMAGES else str(self.ball)
 
     def __str__(self):
         return f"{self.network}: {self.pruning}, {self.amount}"
