@@ -204,6 +204,7 @@ def test_accounts_of_many_pairs():
         assert median[layer]["term"] == pytest.approx(np.sort(terms[:, i])[5])
 
 
+@pytest.mark.ci
 def test_pairs_without_a_finite_difference_do_not_count():
     network = networks.dense((4, 3))
     w = np.random.default_rng(0).normal(size=(3, 3, 4)).astype(np.float32)

@@ -120,7 +120,6 @@ def test_vmap_over_trials_stands_in_the_engine_alone():
         "engine/account.py",
         "engine/keys.py",
         "engine/programs.py",
-        "gaps/difference.py",
         "models/model.py",
         "studies/trained.py",
     }

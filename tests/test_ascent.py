@@ -130,6 +130,7 @@ def test_ascent_finds_the_supremum_of_small_networks(widths, method):
     assert found >= 0.25 and min(ratios) > 0.85
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("activation", [activations.relu, activations.tanh], ids=str)
 def test_an_input_stands_behind_every_value(activation):
     """The value is the float64 distance at the point, and the point is in the ball."""

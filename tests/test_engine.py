@@ -209,7 +209,7 @@ WIDER = networks.dense((12, 20, 16, 8))
 @pytest.mark.parametrize(
     ("network", "domain", "method", "blocks"),
     [
-        (NETWORK, ROWS, pruning.random, (ROWS_BLOCK, 7)),
+        pytest.param(NETWORK, ROWS, pruning.random, (ROWS_BLOCK, 7), marks=pytest.mark.ci),
         pytest.param(WIDER, SMALL, pruning.random, (1, 7, 64), marks=pytest.mark.slow),
         pytest.param(WIDER, SMALL, pruning.magnitude, (7, 64), marks=pytest.mark.ci),
     ],
@@ -510,6 +510,7 @@ def test_every_layer_has_its_own_scale(scaling):
         assert 0.96 * scale < np.abs(w).max() <= scale * (1 + 1e-6)
 
 
+@pytest.mark.ci
 def test_one_gaussian_layer_has_a_known_law():
     """Of a 1 x d layer k random weights go: gap^2 = s^2 chi^2_k, lower and upper alike."""
     d, k, trials = 24, 6, 20_000
@@ -736,6 +737,7 @@ def test_accuracy_is_counted_beside_the_bracket_that_drawn_targets_have():
     np.testing.assert_array_equal(found.pruned_correct, [pruned for _, pruned in counts])
 
 
+@pytest.mark.ci
 def test_distances_on_a_data_set():
     """Mean, largest and relative distance of each trial by NumPy; 0 / 0 is 0 and 1 / 0 infinite."""
     rng = np.random.default_rng(0)

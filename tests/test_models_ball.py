@@ -42,6 +42,7 @@ def distances64(params, masks, x, fn=relu64):
     return np.linalg.norm(both[0] - both[1], axis=1)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("activation", "scale", "widths"),
     [
@@ -68,6 +69,7 @@ def test_brackets_hold_the_gap_over_a_whole_disc(activation, scale, widths):
     assert gap.upper <= 8 * gap.lower
 
 
+@pytest.mark.ci
 def test_one_layer_is_nearly_exact():
     """`sup |P x + q|` over the ball is `sqrt(|P|^2 + q^2)` if q is orthogonal to P's range."""
     params = {

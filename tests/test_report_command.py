@@ -97,6 +97,7 @@ def page_of(name, result, rows, command, folder):
     return page
 
 
+@pytest.mark.ci
 def test_page_and_rows_of_claims(verified, command, tmp_path):
     claims = len(verified["cells"])
     assert "--case 1 --trial" in page_of("verify", verified, claims, command, tmp_path)

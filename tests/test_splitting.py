@@ -85,6 +85,7 @@ def test_swaps_are_reversible_exactly(size, inside):
         assert len(set(counts[distance == count])) == 1 and (counts[distance != count] == 0).all()
 
 
+@pytest.mark.ci
 def test_masks_move_and_keep_their_size():
     run = prepared(networks.dense((1, 600)), laws.normal(), pruning.random, Count(100))
     problem = rare.problem(run, multiple=300)
@@ -372,6 +373,7 @@ def failure(*, law=NORMAL, method=pruning.random, amount=TWO, eps=1.0, **options
     return engine.rare_failure(networks.dense((1, 6)), law, method, amount, eps, **options)
 
 
+@pytest.mark.ci
 def test_a_random_mask_s_known_probability():
     """gap^2 = s^2 chi^2_k. Here and below about 1 % of other seeds miss."""
     eps = math.sqrt(stats.chi2(2).isf(1e-4)) * NORMAL.scale(6, 1)
@@ -472,6 +474,7 @@ def test_layers_of_a_particle_are_independent(method):
         np.testing.assert_allclose(correlations, np.eye(6), atol=6 / 300)
 
 
+@pytest.mark.ci
 def test_given_inputs_are_the_domain():
     """Both ends are the gap at the rows."""
     rows = np.eye(6, dtype=np.float32)[:3]

@@ -138,6 +138,7 @@ def test_batches_are_the_networks_own():
     assert len({m.tobytes() for m in moved}) > 1
 
 
+@pytest.mark.ci
 def test_divergence_is_returned_and_not_raised():
     recipe = Recipe(steps=3, law=laws.uniform(1e30))
     params = trained.train(SHALLOW, recipe, 2, chunk=2)
