@@ -142,8 +142,13 @@ def check_in_a_thread():
         pool.submit(session.check).result()
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("name", DEBUGGING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.ci if i < 2 else pytest.mark.slow)
+        for i, name in enumerate(DEBUGGING)
+    ],
+)
 def test_the_environment_changes_no_count(tmp_path, name):
     (tmp_path / "plan.toml").write_text(TINY)
     done = subprocess.run(

@@ -204,8 +204,13 @@ def test_two_thousand_blocks_leak_nothing(tmp_path, compiled):
         assert len(store.blocks(0)) == 2200 and len(compiled) == 1
 
 
-@pytest.mark.ci
-@OVER
+@pytest.mark.parametrize(
+    "domain",
+    [
+        pytest.param(SMALL, id="ball", marks=pytest.mark.ci),
+        pytest.param(ROWS, id="rows", marks=pytest.mark.slow),
+    ],
+)
 def test_blocks_are_halved_until_the_compiler_says_they_fit(domain):
     run = engine.prepare(
         jp.dense((12, 3)), jp.uniform(), jp.random, jp.Fraction(0.5), layers="all", domain=domain,

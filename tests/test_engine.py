@@ -211,7 +211,7 @@ WIDER = networks.dense((12, 20, 16, 8))
     [
         pytest.param(NETWORK, ROWS, pruning.random, (ROWS_BLOCK, 7), marks=pytest.mark.ci),
         pytest.param(WIDER, SMALL, pruning.random, (1, 7, 64), marks=pytest.mark.slow),
-        pytest.param(WIDER, SMALL, pruning.magnitude, (7, 64), marks=pytest.mark.ci),
+        pytest.param(WIDER, SMALL, pruning.magnitude, (7, 64), marks=pytest.mark.slow),
     ],
     ids=["rows-random", "ball-random", "ball-magnitude"],
 )
@@ -390,7 +390,7 @@ def test_too_large_for_memory_is_refused_before_anything_is_compiled():
         (NETWORK, BALL, BALL_BLOCK),
         pytest.param(networks.dense((64,) * 4), UnitBall(), 16, marks=pytest.mark.slow),
         pytest.param(
-            networks.convolutional((3, 16, 16, 3), 8), UnitBall(), 16, marks=pytest.mark.ci
+            networks.convolutional((3, 16, 16, 3), 8), UnitBall(), 16, marks=pytest.mark.slow
         ),
         pytest.param(networks.dense((64,) * 4), LinfBall(), 16, marks=pytest.mark.ci),
     ],
@@ -468,7 +468,7 @@ METHODS = [pruning.magnitude, pruning.random, pruning.bernoulli]
         pytest.param(NETWORK, BALL, BALL_BLOCK, METHODS[2], marks=pytest.mark.ci),
         *(
             pytest.param(networks.dense((16, 24, 20, 12)), SMALL, None, m, marks=tier)
-            for m, tier in zip(METHODS, (ci, slow, slow), strict=True)
+            for m, tier in zip(METHODS, (slow, slow, slow), strict=True)
         ),
     ],
     ids=[f"{name}-{m}" for name in ("rows", "ball", "wider") for m in METHODS],

@@ -288,11 +288,12 @@ BATCHES = [
     pytest.param("shallow", activations.tanh, marks=ci),
     *(
         pytest.param(name, activations.relu, marks=ci)
-        for name in ("dense", "one layer", "conv same", "conv valid", "conv circular")
+        for name in ("dense", "one layer", "conv same", "conv circular")
     ),
     pytest.param("conv readout", activations.relu, marks=ci),
     *(pytest.param("conv readout", s, marks=pytest.mark.slow) for s in ACTIVATIONS[1:]),
-    *(pytest.param("shallow readout", activation, marks=ci) for activation in ACTIVATIONS[1:]),
+    *(pytest.param("shallow readout", s, marks=pytest.mark.slow) for s in ACTIVATIONS[1:]),
+    pytest.param("conv valid", activations.relu, marks=pytest.mark.slow),
     pytest.param("dense", activations.tanh, marks=ci),
 ]
 

@@ -69,7 +69,7 @@ def bounded(network, which):
 
 TANH = networks.dense((6, 9, 5), activations.tanh)
 BATCHES = [
-    pytest.param(TANH, "all", id="dense 6-9-5, tanh, all", marks=ci),
+    pytest.param(TANH, "all", id="dense 6-9-5, tanh, all", marks=pytest.mark.slow),
     *(
         pytest.param(networks.dense(widths, activation), which, marks=tier)
         for widths, activation, which, tier in (

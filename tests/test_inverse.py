@@ -23,7 +23,7 @@ from jaxprune.bounds import (
 
 LAW, DELTA = laws.uniform(6**0.5), 0.1
 METHODS = [pruning.magnitude, pruning.random]
-RANDOM_FIRST = [pruning.random, pytest.param(pruning.magnitude, marks=pytest.mark.ci)]
+RANDOM_FIRST = [pruning.random, pytest.param(pruning.magnitude, marks=pytest.mark.slow)]
 NETWORK = networks.dense((6, 5, 5, 4))
 
 

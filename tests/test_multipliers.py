@@ -321,7 +321,7 @@ def test_shared_torus_holds_the_network():
     "network",
     [
         pytest.param(SMALL, id="small"),
-        pytest.param(PAIRS["dense, leaky"], id="dense, leaky", marks=ci),
+        pytest.param(PAIRS["dense, leaky"], id="dense, leaky", marks=slow),
         pytest.param(PAIRS["valid, strides"], id="valid, strides", marks=slow),
     ],
 )
@@ -509,7 +509,7 @@ def test_units_of_products_that_leave_float64_are_exact():
 @pytest.mark.parametrize(
     ("activation", "which"),
     [
-        pytest.param(activations.relu, "first", marks=ci),
+        pytest.param(activations.relu, "first", marks=slow),
         pytest.param(activations.identity, "last", marks=ci),
         pytest.param(activations.relu, "last", marks=pytest.mark.slow),
     ],

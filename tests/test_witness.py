@@ -15,7 +15,7 @@ from jaxprune.engine import Pair, Tally
 from jaxprune.engine.trial import measure_pair
 from jaxprune.gaps.witness import distances, inside, lower_end, rounded
 
-ci = pytest.mark.ci
+ci, slow = pytest.mark.ci, pytest.mark.slow
 QUICK = jp.UnitBall(samples=4, starts=2, steps=2)
 CUBE = jp.LinfBall(samples=4, starts=2)
 
@@ -82,8 +82,8 @@ def measured(network, ball, pairs, rows):
         pytest.param(activations.relu, (1, 3, 1), QUICK, 2000, marks=ci),
         pytest.param(activations.relu, (1, 3, 3, 2), None, 2000, marks=ci),
         pytest.param(activations.leaky_relu(0.3), (1, 3, 3, 2), QUICK, 2000, marks=ci),
-        pytest.param(activations.identity, (1, 2, 1), QUICK, 2000, marks=ci),
-        pytest.param(activations.identity, (1, 4, 4, 1), None, 2000, marks=ci),
+        pytest.param(activations.identity, (1, 2, 1), QUICK, 2000, marks=slow),
+        pytest.param(activations.identity, (1, 4, 4, 1), None, 2000, marks=slow),
         pytest.param(activations.relu, (1, 3, 2), CUBE, 2000, marks=ci),
     ],
     ids=str,
