@@ -112,6 +112,7 @@ DEBUGGING = {
     "jax_transfer_guard_device_to_host": "disallow",
     "jax_transfer_guard_device_to_device": "disallow",
 }
+IN_CI = "jax_debug_infs", "jax_transfer_guard"
 
 
 @pytest.mark.parametrize("name", DEBUGGING)
@@ -145,8 +146,8 @@ def check_in_a_thread():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.ci if i < 2 else pytest.mark.slow)
-        for i, name in enumerate(DEBUGGING)
+        pytest.param(name, marks=pytest.mark.ci if name in IN_CI else pytest.mark.slow)
+        for name in DEBUGGING
     ],
 )
 def test_the_environment_changes_no_count(tmp_path, name):
