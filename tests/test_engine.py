@@ -278,6 +278,7 @@ def test_numbers_do_not_compile_again():
     assert len(programs) == 1
 
 
+@pytest.mark.ci
 def test_laws_and_pruning_methods_share_the_program_that_measures():
     draws, measures = set(), set()
     for law, method in (
@@ -352,6 +353,7 @@ def test_the_fast_path_and_a_plain_one_count_alike(method):
         assert (found[apart] <= e).sum() == (expected[apart] <= e).sum()
 
 
+@pytest.mark.ci
 def test_the_fast_stream_is_another_one_of_the_same_law():
     """Kolmogorov-Smirnov on 4,000 gaps each, at a false-alarm rate of 1e-6."""
     one, other = (
@@ -463,7 +465,10 @@ METHODS = [pruning.magnitude, pruning.random, pruning.bernoulli]
 @pytest.mark.parametrize(
     ("network", "domain", "block", "method"),
     [
-        *((NETWORK, ROWS, ROWS_BLOCK, method) for method in METHODS),
+        *(
+            pytest.param(NETWORK, ROWS, ROWS_BLOCK, method, marks=marks)
+            for method, marks in zip(METHODS, (ci, (), ci), strict=True)
+        ),
         *((NETWORK, BALL, BALL_BLOCK, method) for method in METHODS[:2]),
         pytest.param(NETWORK, BALL, BALL_BLOCK, METHODS[2], marks=pytest.mark.ci),
         *(

@@ -38,6 +38,7 @@ def tallies(seed, all_cases, power):
     return [tally(rng, case.network.widths[1], power) for case in all_cases]
 
 
+@pytest.mark.ci
 def test_slopes_of_a_known_law_are_covered():
     """200 studies with limits at 90 %: 160 or more hold, a false alarm below 1e-4 each of three."""
     all_cases = cases(sparsity=0.1)

@@ -339,6 +339,7 @@ def test_layers_left_alone_have_gap_zero_exactly(name, key):
     assert result.gap.lower == result.gap.upper == result.sampled == result.rms == 0
 
 
+@pytest.mark.ci
 def test_everything_pruned_in_a_linear_layer_leaves_the_target_s_norm(key):
     network = networks.dense((20, 30))
     params, removed = removal(network, 0, q=1.0)

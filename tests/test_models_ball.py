@@ -167,6 +167,7 @@ def test_without_biases_it_is_the_packages_own_bound():
     assert gap.upper * 0.999 <= lifted.upper <= 1.02 * gap.upper
 
 
+@pytest.mark.ci
 def test_nothing_removed_is_no_gap():
     for params in (dense_stack(), dense_stack(biases=0.0)):
         assert ball_gap(params, smallest_removed(params, 0.0, biases=0.0)) == (0.0, 0.0)

@@ -92,6 +92,7 @@ def test_sampling_ends_at_the_first_look_that_decides_every_claim(plan_file):
         assert {k: cell[k] for k in tally.counts(eps)._fields} == tally.counts(eps)._asdict()
 
 
+@pytest.mark.ci
 def test_an_epsilon_asked_for_twice_is_two_claims(plan_file):
     source = dict(plans.load(plan_file).source)
     (experiment,) = source["experiment"]

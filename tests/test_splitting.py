@@ -102,6 +102,7 @@ def prepared(network, law, method, amount, **options):
     return engine.prepare(network, law, method, amount, trials=1, **options)
 
 
+@pytest.mark.ci
 def test_particles_follow_the_law_of_weights_and_masks(key):
     """Kolmogorov-Smirnov at 1e-6, and numbers removed."""
     network = networks.dense((300, 300))
@@ -391,6 +392,7 @@ def test_a_magnitude_mask_s_known_probability():
     assert found.low <= 1e-4 <= found.high < 4 * found.low
 
 
+@pytest.mark.ci
 def test_pairs_that_are_not_finite_fail_at_the_upper_end_only():
     """Weights beyond float32 where |z| > 1.03: in 88 % of pairs one of six is infinite."""
     options = {"law": laws.normal(3.3e38, "lecun"), "eps": 1e30}
