@@ -296,8 +296,8 @@ def file_identity(path: Path) -> tuple[int, int]:
 
 def displaced_error(path: Path) -> Displaced:
     """The error for a file that is no longer at its path."""
-    told = "was moved, replaced or removed while the run was at work; nothing more is written"
-    return Displaced(errno.ESTALE, told, str(path))
+    message = "was moved, replaced or removed while the run was at work; nothing more is written"
+    return Displaced(errno.ESTALE, message, str(path))
 
 
 def check_ours(path: Path) -> None:

@@ -74,9 +74,10 @@ def distances(
                 parts.append((layer(p, h), _size(layer, p) * of_h))
             if parts:
                 d, past_d = (sum(terms) for terms in zip(*parts, strict=True))
-                past_d = past_d + growth(2) * lengths(d) + _TINY
+                of_d = lengths(d)
+                past_d = past_d + growth(2) * of_d + _TINY
                 e = s.difference(a, d)
-                past_e = s.lipschitz * (past_a + past_d) + s.difference_error * lengths(d) + _TINY
+                past_e = s.lipschitz * (past_a + past_d) + s.difference_error * of_d + _TINY
             h = s.fn(a)
             past_h = s.lipschitz * past_a + s.fn_error * lengths(a) + _TINY
         if not parts:

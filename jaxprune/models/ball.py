@@ -241,8 +241,9 @@ def _climbed(network, weights, removed, *, domain, key):
     """The distances that ascent finds from each start, NaN if a sample has none; and where."""
     x = domain.draw(key, network.in_shape)
     values = lengths(difference(network, weights, removed, x))
-    found, x = ascend(network, weights, removed, x, values, domain.starts, domain.steps)
-    return jnp.where(jnp.isfinite(largest(values)), found, jnp.nan), x
+    return _unless_lost(
+        values, *ascend(network, weights, removed, x, values, domain.starts, domain.steps)
+    )
 
 
 @_static
@@ -253,7 +254,13 @@ def _climbed_beside(network, weights, removed, *, domain, key):
     x = domain.draw(key, (channels - 1, *sides))
     values = lengths(at(x))
     starts = x[..., jax.lax.top_k(values, domain.starts)[1]]
-    found, x = climb(at, lengths, scaled, within_ball(domain.steps), starts, domain.steps)
+    return _unless_lost(
+        values, *climb(at, lengths, scaled, within_ball(domain.steps), starts, domain.steps)
+    )
+
+
+def _unless_lost(values, found, x):
+    """What was found, and where; NaN in its place if a sampled distance is not finite."""
     return jnp.where(jnp.isfinite(largest(values)), found, jnp.nan), x
 
 

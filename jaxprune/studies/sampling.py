@@ -296,8 +296,8 @@ def _sample_case(plan, store, number, run, part, deadline, work):
 
     with contextlib.closing(engine.tally_blocks(run, empty, wanted())) as blocks:
         for done, tally in blocks:
-            now, device = time.perf_counter(), device_name(done.device)
-            store.add(number, done.block, tally, device, now - start)
+            now = time.perf_counter()
+            store.add(number, done.block, tally, device_name(done.device), now - start)
             start, trials = now, trials + tally.trials
             decided = bool(prefix and prefix.advance(done.block))
             with contextlib.suppress(_OutOfTime):  # what is in work is kept
